@@ -1,0 +1,1 @@
+"""What happened: an append-only Merkle log with signed tree heads."""

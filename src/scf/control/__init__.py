@@ -1,0 +1,1 @@
+"""The operator's hand: commands, the emergency lock, budgets."""

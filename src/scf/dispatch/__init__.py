@@ -1,0 +1,1 @@
+"""Doors: ways to have a job run somewhere. Only doors call out."""

@@ -1,0 +1,1 @@
+"""From raw files to minibatches: readers, ingest, validation, plans, the batcher."""

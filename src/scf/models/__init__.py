@@ -1,0 +1,1 @@
+"""Energies, noise, networks and samplers."""

@@ -1,0 +1,1 @@
+"""Statements, attestations and their verification."""

@@ -1,0 +1,1 @@
+"""The weekly archive, and the one file that checks it."""

@@ -1,0 +1,1 @@
+"""Where each run stands: the table of moves and its store."""

@@ -1,0 +1,1 @@
+"""Envelopes, keys and signatures. Private keys are opened in `keys.py` alone."""

@@ -1,0 +1,1 @@
+"""Measuring what came back, and deciding about it."""

@@ -1,0 +1,1 @@
+"""Promoted generations and the pointer to the champion."""
