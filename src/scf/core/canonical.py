@@ -67,7 +67,7 @@ def _normalised(value: Any) -> Any:
             raise InputError(f"number {value} is not finite")
         return int(value) if value.is_integer() and abs(value) <= _MAX_SAFE_INTEGER else value
     if isinstance(value, int) and not isinstance(value, bool):
-        # One number type elsewhere: an integer too large to be exact is a float there, so it is here.
+        # Elsewhere there is one number type: an integer too large to be exact is a float there.
         return value if abs(value) <= _MAX_SAFE_INTEGER else float(value)
     if isinstance(value, dict):
         return {key: _normalised(item) for key, item in value.items()}

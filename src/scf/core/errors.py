@@ -30,25 +30,25 @@ class UsageError(ScfError):
     exit_code = 2
 
 
-class NothingToDo(ScfError):  # noqa: N818 - an outcome with an exit code, not a failure
+class NothingToDo(ScfError):
     """What was asked for is already so."""
 
     exit_code = 3
 
 
-class EmergencyLocked(ScfError):  # noqa: N818 - the lock's own word
+class EmergencyLocked(ScfError):
     """The emergency lock is set (or cannot be read): nothing may start, spend or publish."""
 
     exit_code = 4
 
 
-class VerificationFailed(ScfError):  # noqa: N818 - the verb of the glossary
+class VerificationFailed(ScfError):
     """A claim does not hold when measured: a digest, a signature, a metric."""
 
     exit_code = 5
 
 
-class BudgetExceeded(ScfError):  # noqa: N818 - a state, named as operators say it
+class BudgetExceeded(ScfError):
     """Disk, money or time would pass its limit: the operator raises the limit or frees room."""
 
     exit_code = 6
@@ -66,19 +66,19 @@ class DoorError(ScfError):
     exit_code = 8
 
 
-class DoorUnavailable(DoorError):  # noqa: N818
+class DoorUnavailable(DoorError):
     """Nothing was started. Trying later is safe."""
 
 
-class SubmissionUnknown(DoorError):  # noqa: N818
+class SubmissionUnknown(DoorError):
     """The job may have started. Submit again with the same spec: the door finds it."""
 
 
 class OperatorError(ScfError):
-    """The set-up is not as it must be (not initialised, no key, already running): tell the operator."""
+    """The set-up is not as it must be (not initialised, no key, running): tell the operator."""
 
 
-class MissingTool(OperatorError):  # noqa: N818
+class MissingTool(OperatorError):
     """A library or program is absent. We never pretend to have it."""
 
 

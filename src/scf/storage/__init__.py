@@ -1,1 +1,1 @@
-"""Bytes on disk: durable writes, the drive and its partitions, NDJSON, SQLite, locks, failpoints."""
+"""Bytes on disk: durable writes, the drive, NDJSON, SQLite, locks, failpoints."""

@@ -27,7 +27,7 @@ from scf.storage.failpoint import failpoint
 _TEMPORARY_MARK = ".tmp-"
 
 
-class AlreadyWritten(ScfError):  # noqa: N818 - states what is the case
+class AlreadyWritten(ScfError):
     """A write-once name already holds other bytes."""
 
 
@@ -153,7 +153,7 @@ def publish_folder(staged: Path, final: Path) -> None:
 
 
 def new_staging(parent: Path, name: str) -> Path:
-    """A fresh folder beside the final name, for `publish_folder`. `sweep` removes abandoned ones."""
+    """A fresh folder beside the final name, for `publish_folder`; `sweep` removes lost ones."""
     staged = parent / f".{name}{_TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}"
     with os_errors(staged):
         staged.mkdir()

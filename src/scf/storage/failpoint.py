@@ -1,8 +1,8 @@
 """Named places where a test can make the process die or a write fail.
 
 `SCF_FAIL=name:kill` kills the process at the failpoint (as a power cut would), `name:error` raises
-an I/O error there, `name:enospc` a full disk; `name:kill:3` acts on the third passage. Every name is
-declared in `NAMES`, and the crash tests enumerate it: a new write without a crash test is noticed.
+an I/O error there, `name:enospc` a full disk; `name:kill:3` acts on the third passage. Every name
+is declared in `NAMES`, and the crash tests enumerate it: a new write without one is noticed.
 In production the cost is one dictionary look-up.
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from scf.core.errors import OperatorError
 
 
-class AlreadyRunning(OperatorError):  # noqa: N818 - states what is the case
+class AlreadyRunning(OperatorError):
     """Another process holds the lock."""
 
 

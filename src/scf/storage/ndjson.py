@@ -47,21 +47,19 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as raw:
         if path.name.endswith(".gz"):
             with gzip.open(raw, "rb") as unzipped:
-                yield cast(BinaryIO, unzipped)
+                yield cast("BinaryIO", unzipped)
         elif path.name.endswith(".zst"):
             with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield cast(BinaryIO, io.BufferedReader(stream))
+                yield cast("BinaryIO", io.BufferedReader(stream))
         else:
-            yield cast(BinaryIO, raw)
+            yield cast("BinaryIO", raw)
 
 
 def read_lines(path: Path, *, line_max_bytes: int = LINE_MAX_BYTES) -> Iterator[Line]:
     """Every line of `path`, blank ones left out, bad ones marked with a `fault`.
 
-    The last line must end with a newline: a line without one may be half written, which cannot be
-    told from a whole one by looking (a number may be cut short and still parse). If it is complete
-    JSON it is passed on with fault None; only when its JSON is open is it a half-written line, which
-    the parser says. Here it is simply passed on.
+    A last line without a newline is passed on: a fossil is a JSON object, which cannot be cut short
+    and still parse, so the parser tells a half-written line from a whole one.
 
     Raises:
         InputError: The file cannot be opened or its compression is damaged; names the offset.

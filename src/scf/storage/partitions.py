@@ -1,9 +1,9 @@
 """The drive: a root with a marker, six partitions with budgets, and a check before every write.
 
 A drive that is pulled leaves its mount point behind as an empty folder on the system disk, and open
-descriptors may go on writing to a detached file system without an error (measured: research,
-orchestration section 6). So each write through a `Folder` first makes sure that the marker is there,
-carries the UUID it carried when the drive was opened, and lies on the same device.
+descriptors may go on writing to a detached file system without an error (seen after `umount -l`).
+So each write through a `Folder` first makes sure that the marker is there, carries the UUID it
+carried when the drive was opened, and lies on the same device.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Drive:
             foreign = [p.name for p in root.iterdir() if p.name not in _harmless(root)]
             if foreign:
                 raise OperatorError(
-                    f"{root} is not empty (it holds {sorted(foreign)[0]!r}) and has no scf marker",
+                    f"{root} is not empty (it holds {min(foreign)!r}) and has no scf marker",
                     remedy="Choose an empty folder for the root.",
                 )
             for name in DEFAULT_BUDGETS_BYTES:
@@ -222,7 +222,7 @@ class Folder:
 
     @contextlib.contextmanager
     def open_staged(self, name: str) -> Iterator[BinaryIO]:
-        """`durable.open_staged` inside this folder; the drive is checked again before the rename."""
+        """`durable.open_staged` inside this folder; the drive is checked again before renaming."""
         self.check()
         with durable.open_staged(self.path / name) as file:
             yield file
@@ -241,13 +241,13 @@ class Folder:
 
 
 def _read_marker(root: Path) -> dict[str, Any]:
-    marker = durable.read_json(root / MARKER_NAME, size_max_bytes=65536)
+    marker: Any = durable.read_json(root / MARKER_NAME, size_max_bytes=65536)
     budgets = marker.get("budgets_bytes") if isinstance(marker, dict) else None
     if not isinstance(budgets, dict) or marker.get("schema") != MARKER_SCHEMA:
         raise InputError(f"{root / MARKER_NAME}: not a marker of schema {MARKER_SCHEMA}")
     if set(budgets) != set(DEFAULT_BUDGETS_BYTES) or "uuid" not in marker:
         raise InputError(f"{root / MARKER_NAME}: uuid or budgets are missing")
-    return marker
+    return dict(marker)
 
 
 def _scaled_budgets(disk_bytes: int) -> dict[str, int]:
