@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scf.core.errors import DriveError, InputError, OperatorError
+from scf.core.errors import DriveError, InputError
 from scf.core.units import format_bytes
 from scf.storage import durable
 
@@ -62,19 +62,11 @@ class Drive:
         """Make the marker and six partitions under `root`; a second call changes nothing.
 
         Budgets default to the reference ones, scaled down where the disk is smaller than their sum.
-
-        Raises:
-            OperatorError: `root` holds other things already.
+        Other files on the drive are left alone; a partition may hold files already.
         """
         with durable.os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
         if not (root / MARKER_NAME).exists():
-            foreign = [p.name for p in root.iterdir() if p.name not in _harmless(root)]
-            if foreign:
-                raise OperatorError(
-                    f"{root} is not empty (it holds {min(foreign)!r}) and has no scf marker",
-                    remedy="Choose an empty folder for the root.",
-                )
             for name in DEFAULT_BUDGETS_BYTES:
                 with durable.os_errors(root):
                     (root / name).mkdir(exist_ok=True)
@@ -254,14 +246,6 @@ def _scaled_budgets(disk_bytes: int) -> dict[str, int]:
     # Budgets may take at most 90 % of the disk; the rest is for the file system and for others.
     scale = min(1.0, 0.9 * disk_bytes / sum(DEFAULT_BUDGETS_BYTES.values()))
     return {name: int(budget * scale) for name, budget in DEFAULT_BUDGETS_BYTES.items()}
-
-
-def _harmless(root: Path) -> set[str]:
-    """Names that may stand in a root that is about to be made: ours, and the system's own."""
-    system = {".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd", "lost+found"}
-    apple_double = {path.name for path in root.glob("._*")}
-    left_by_crash = {path.name for path in root.glob(f".{MARKER_NAME}.tmp-*")}
-    return system | apple_double | left_by_crash | set(DEFAULT_BUDGETS_BYTES)
 
 
 def _tree_size_bytes(folder: Path) -> int:

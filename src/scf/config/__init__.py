@@ -1,0 +1,22 @@
+"""Settings as values: built once from scf.toml and the environment, checked once."""
+
+from scf.config.home import find_home, record_home
+from scf.config.settings import (
+    DaemonSettings,
+    FoundryConfig,
+    GateSettings,
+    TrainingSettings,
+    VaultSettings,
+    load_config,
+)
+
+__all__ = [
+    "DaemonSettings",
+    "FoundryConfig",
+    "GateSettings",
+    "TrainingSettings",
+    "VaultSettings",
+    "find_home",
+    "load_config",
+    "record_home",
+]
