@@ -1,0 +1,253 @@
+"""Decide whether a measured checkpoint is promoted. Pure: a report in, a decision out.
+
+Hard vetoes come first: any of them ends it. Then one test of quality on held-out fossils. Fossils
+of one family (a station-week, a trajectory) resemble each other: with correlated records a test
+over single records promoted a model that was no better in 20 % of cases, a test over family means
+in 5 % (research/operator-experience.md, 6.2). So each held-out family counts once, by its mean.
+
+The test is the paired one-sided t test at level `alpha`. A first generation must beat the Gaussian
+baseline; a later one the standing champion, on at least `min_families` families. A tie is no gain.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Protocol
+
+from scf.verification.report import Loss, Report
+from scf.verification.student_t import quantile, survival
+
+SCHEMA = "scf.gate/1"
+
+# The t test needs a variance, so two families; it pays for so few with a quantile of 6.3.
+_FAMILIES_MIN_FIRST = 2
+
+# An AUROC this many standard errors below 1/2 means that the energy is upside down.
+_AUROC_SIGMAS = 3.0
+
+
+class GateLimits(Protocol):
+    """What a candidate must show; `config.GateSettings` is one."""
+
+    @property
+    def alpha(self) -> float:
+        """Chance of promoting a candidate that is no better."""
+
+    @property
+    def min_families(self) -> int:
+        """Held-out families needed before a champion can be replaced."""
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Promote or not, why, and every number that led there.
+
+    Attributes:
+        promote: The decision.
+        reasons: Sentences; each that speaks against promotion if there are any, else those for it.
+        trace: A JSON object (schema scf.gate/1) with vetoes and the test, kept in the statement.
+    """
+
+    promote: bool
+    reasons: tuple[str, ...]
+    trace: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision as kept in statements and generations."""
+        return {"promote": self.promote, "reasons": list(self.reasons), "trace": self.trace}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired one-sided t test over families of (opponent's loss - candidate's loss).
+
+    Attributes:
+        opponent: `baseline` or `champion`.
+        gain: Mean difference; positive is better.
+        lower_bound: One-sided confidence bound of the gain at level 1 - alpha.
+        p_value: Chance of such a gain, were the candidate no better.
+        families_needed: Fewer families than this decide nothing.
+    """
+
+    opponent: str
+    families: int
+    families_needed: int
+    alpha: float
+    gain: float | None
+    standard_error: float | None
+    t: float | None
+    p_value: float | None
+    lower_bound: float | None
+    fault: str | None = None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the candidate is better beyond chance."""
+        return self.fault is None and self.lower_bound is not None and self.lower_bound > 0
+
+    def sentence(self) -> str:
+        """The result in words."""
+        if self.fault is not None:
+            return self.fault
+        assert self.gain is not None
+        assert self.p_value is not None
+        verdict = "lower than" if self.is_better else "not shown to be lower than"
+        return (
+            f"held-out loss is {verdict} that of the {self.opponent}: gain {self.gain:.4g} "
+            f"({100 * (1 - self.alpha):.4g} % sure it is above {self.lower_bound:.4g}; "
+            f"p = {self.p_value:.2g}, {self.families} families)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number of the test."""
+        return {
+            "test": "paired one-sided Student t over held-out families",
+            "opponent": self.opponent,
+            "alpha": self.alpha,
+            "families": self.families,
+            "families_needed": self.families_needed,
+            "gain": self.gain,
+            "standard_error": self.standard_error,
+            "t": self.t,
+            "p_value": self.p_value,
+            "lower_bound": self.lower_bound,
+            "is_better": self.is_better,
+            "fault": self.fault,
+        }
+
+
+def decide(
+    report: Report,
+    *,
+    settings: GateLimits,
+    checkpoint_digest: str,
+    plan_id: str,
+    has_champion: bool,
+) -> GateDecision:
+    """Judge a candidate by its report.
+
+    Args:
+        report: What was measured (`verification.report.parse_report`).
+        settings: alpha and min_families.
+        checkpoint_digest: Of the checkpoint at hand; a report about another one is no evidence.
+        plan_id: Of the plan that the run was given.
+        has_champion: Whether a generation stands. Then the report must compare with it: one without
+            the comparison never passes as a first generation.
+    """
+    vetoes = _vetoes(report, checkpoint_digest=checkpoint_digest, plan_id=plan_id)
+    comparison = _compare(report, settings, has_champion=has_champion)
+    against = [detail for _, ok, detail in vetoes if not ok]
+    if not comparison.is_better:
+        against.append(comparison.sentence())
+    trace = {
+        "schema": SCHEMA,
+        "promote": not against,
+        "vetoes": [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in vetoes],
+        "comparison": comparison.to_json(),
+    }
+    reasons = tuple(against) or (comparison.sentence(),)
+    return GateDecision(not against, reasons, trace)
+
+
+def paired_gain(
+    candidate: Mapping[str, float],
+    opponent: Mapping[str, float] | float,
+    *,
+    alpha: float,
+    families_needed: int,
+    name: str,
+) -> Comparison:
+    """Test whether the candidate's losses lie below the opponent's, family by family.
+
+    `opponent` is a loss for each family, or one number that all families are held against.
+    """
+
+    def undecided(fault: str) -> Comparison:
+        return Comparison(
+            name, len(candidate), families_needed, alpha, None, None, None, None, None, fault
+        )
+
+    if isinstance(opponent, Mapping):
+        if set(candidate) != set(opponent):
+            odd = min(set(candidate) ^ set(opponent))
+            return undecided(
+                f"candidate and {name} were not measured on the same families (such as {odd!r})"
+            )
+        gains = [opponent[family] - loss for family, loss in sorted(candidate.items())]
+    else:
+        gains = [opponent - loss for _, loss in sorted(candidate.items())]
+    if len(gains) < families_needed:
+        return undecided(
+            f"{len(gains)} held-out families are too few to compare with the {name}; "
+            f"{families_needed} are needed"
+        )
+    gain = fmean(gains)
+    standard_error = stdev(gains) / math.sqrt(len(gains))
+    degrees = len(gains) - 1
+    if standard_error > 0:
+        t = gain / standard_error
+        p_value = survival(t, degrees)
+    else:  # every family gained exactly the same
+        t = None
+        p_value = 0.0 if gain > 0 else 1.0
+    lower_bound = gain - quantile(1 - alpha, degrees) * standard_error
+    return Comparison(
+        name, len(gains), families_needed, alpha, gain, standard_error, t, p_value, lower_bound
+    )
+
+
+def _compare(report: Report, settings: GateLimits, *, has_champion: bool) -> Comparison:
+    name = "champion" if has_champion else "baseline"
+    needed = max(_FAMILIES_MIN_FIRST, settings.min_families if has_champion else 0)
+    opponent: Loss | None = report.champion if has_champion else report.baseline
+    fault = None
+    if report.dsm_loss is None:
+        fault = "the held-out loss is not finite"
+    elif opponent is None or (has_champion and not opponent.by_family):
+        fault = "the report does not compare with the champion family by family"
+    if fault is not None or report.dsm_loss is None or opponent is None:
+        return Comparison(
+            name, report.families, needed, settings.alpha, None, None, None, None, None, fault
+        )
+    return paired_gain(
+        report.dsm_loss.by_family,
+        opponent.by_family or opponent.mean,
+        alpha=settings.alpha,
+        families_needed=needed,
+        name=name,
+    )
+
+
+def _vetoes(report: Report, *, checkpoint_digest: str, plan_id: str) -> list[tuple[str, bool, str]]:
+    """(name, ok, sentence) of each hard veto."""
+    about, plan = report.checkpoint_digest[:16], report.plan_id[:16]
+    finite = "finite" if report.finite else "not all finite"
+    vetoes = [
+        (
+            "checkpoint",
+            report.checkpoint_digest == checkpoint_digest,
+            f"the report is about checkpoint {about}, the candidate is {checkpoint_digest[:16]}",
+        ),
+        (
+            "plan",
+            report.plan_id == plan_id,
+            f"the report is about plan {plan}, the run was given {plan_id[:16]}",
+        ),
+        ("finite", report.finite, f"energies and scores on held-out fossils are {finite}"),
+    ]
+    for name, check in sorted(report.physics.items()):
+        sampled = "unmeasured" if check.sampled is None else f"{check.sampled:.4g} {check.unit}"
+        limit = "" if check.tolerance is None else f" (tolerance {check.tolerance:.4g})"
+        verb = "keep" if check.ok else "break"
+        vetoes.append(
+            (f"physics.{name}", check.ok, f"samples {verb} {name}: residual {sampled}{limit}")
+        )
+    # Under exchangeability the standard error of an AUROC of n against n is about 1/sqrt(6 n)
+    # (Mann-Whitney); n is the number of families, since fossils within one are alike.
+    floor = 0.5 - _AUROC_SIGMAS / math.sqrt(6 * max(1, report.families))
+    for name, auroc in sorted(report.auroc.items()):
+        meaning = f"energy tells real from {name} fossils with AUROC {auroc:.3f}"
+        limit = f"(below {floor:.3f} it would be upside down)" if floor > 0 else ""
+        vetoes.append((f"auroc.{name}", auroc >= floor, f"{meaning} {limit}".rstrip()))
+    return vetoes

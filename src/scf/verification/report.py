@@ -1,0 +1,214 @@
+"""`report.json`: what was measured about a checkpoint on held-out fossils. Schema scf.report/1.
+
+`verification.measure` writes it, in a process that may be anywhere; the gate, the zoo and the
+release read it through `parse_report`, which believes nothing about its form. Losses are denoising
+score-matching losses, dimensionless (weighted by sigma^2), lower is better.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scf.core.errors import InputError
+from scf.core.identity import is_sha256_hex
+from scf.storage import durable
+
+SCHEMA = "scf.report/1"
+
+
+class ReportInvalid(InputError):
+    """A report does not have the form of scf.report/1."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A held-out loss.
+
+    Attributes:
+        mean: Over held-out fossils.
+        ci95: A 95 % interval for the mean, or None where it was not measured.
+        by_family: Mean of each held-out family; empty where only the overall mean is known.
+    """
+
+    mean: float
+    ci95: tuple[float, float] | None = None
+    by_family: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PhysicsCheck:
+    """One constraint: its mean residual on real and on sampled fossils, in `unit`.
+
+    Attributes:
+        ok: Whether the samples keep the constraint within `tolerance`.
+    """
+
+    real: float | None
+    sampled: float | None
+    unit: str
+    tolerance: float | None
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report whose form is known to be right; whether it is good is the gate's matter.
+
+    Attributes:
+        dsm_loss: The candidate's; None only if it was not finite.
+        baseline: A Gaussian with the training mean and covariance, by its exact score.
+        champion: The standing champion on the same fossils and noise; None for a first generation.
+        auroc: By corruption: chance that a corrupted fossil has a higher energy than a real one.
+        files: Names of plots beside the report.
+        raw: The whole JSON object, for keeping.
+    """
+
+    checkpoint_digest: str
+    plan_id: str
+    fossils: int
+    families: int
+    finite: bool
+    dsm_loss: Loss | None
+    baseline: Loss
+    champion: Loss | None
+    auroc: Mapping[str, float]
+    physics: Mapping[str, PhysicsCheck]
+    seconds: float
+    files: tuple[str, ...]
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+def read_report(path: Path) -> Report:
+    """Read and parse `path`. Raises ReportInvalid (or InputError: unreadable, not JSON)."""
+    try:
+        return parse_report(durable.read_json(path))
+    except ReportInvalid as error:
+        raise ReportInvalid(f"{path}: {error}") from error
+
+
+def parse_report(value: Any) -> Report:
+    """Read the JSON object of a report. Keys that are not known are kept in `raw`.
+
+    Raises:
+        ReportInvalid: Names the key and what was found there.
+    """
+    top = _mapping(value, "the report")
+    if top.get("schema") != SCHEMA:
+        raise ReportInvalid(f"schema is {top.get('schema')!r}, expected {SCHEMA!r}")
+    finite = _boolean(top.get("finite"), "finite")
+    held_out = _mapping(top.get("held_out"), "held_out")
+    loss = top.get("dsm_loss")
+    if loss is None and finite:
+        raise ReportInvalid("dsm_loss is absent although the model is said to be finite")
+    champion = top.get("champion_dsm_loss")
+    report = Report(
+        checkpoint_digest=_digest(top.get("checkpoint_digest"), "checkpoint_digest"),
+        plan_id=_digest(top.get("plan_id"), "plan_id"),
+        fossils=_count(held_out.get("fossils"), "held_out.fossils"),
+        families=_count(held_out.get("families"), "held_out.families"),
+        finite=finite,
+        dsm_loss=None if loss is None else _loss(loss, "dsm_loss"),
+        baseline=_loss(top.get("baseline_dsm_loss"), "baseline_dsm_loss"),
+        champion=None if champion is None else _loss(champion, "champion_dsm_loss"),
+        auroc=_aurocs(top.get("auroc")),
+        physics={
+            name: _physics(check, f"physics.{name}")
+            for name, check in _mapping(top.get("physics"), "physics").items()
+        },
+        seconds=_number(top.get("seconds"), "seconds"),
+        files=_file_names(top.get("files")),
+        raw=top,
+    )
+    if report.dsm_loss and len(report.dsm_loss.by_family) != report.families:
+        raise ReportInvalid(
+            f"dsm_loss.by_family names {len(report.dsm_loss.by_family)} families, "
+            f"held_out.families says {report.families}"
+        )
+    return report
+
+
+def _loss(value: Any, where: str) -> Loss:
+    """A loss: an object with mean and by_family, or a bare number."""
+    if not isinstance(value, Mapping):
+        return Loss(_number(value, where))
+    families = _mapping(value.get("by_family", {}), f"{where}.by_family")
+    interval = value.get("ci95")
+    if interval is not None:
+        if not isinstance(interval, list) or len(interval) != 2:
+            raise ReportInvalid(f"{where}.ci95 is {interval!r}, expected [low, high]")
+        low, high = (_number(bound, f"{where}.ci95") for bound in interval)
+        interval = (low, high)
+    return Loss(
+        mean=_number(value.get("mean"), f"{where}.mean"),
+        ci95=interval,
+        by_family={
+            name: _number(loss, f"{where}.by_family[{name!r}]") for name, loss in families.items()
+        },
+    )
+
+
+def _physics(value: Any, where: str) -> PhysicsCheck:
+    check = _mapping(value, where)
+    unit = check.get("unit")
+    if not isinstance(unit, str):
+        raise ReportInvalid(f"{where}.unit is {unit!r}, expected text")
+    real, sampled, tolerance = (
+        None if check.get(key) is None else _number(check[key], f"{where}.{key}")
+        for key in ("real", "sampled", "tolerance")
+    )
+    return PhysicsCheck(real, sampled, unit, tolerance, _boolean(check.get("ok"), f"{where}.ok"))
+
+
+def _aurocs(value: Any) -> dict[str, float]:
+    aurocs = {name: _number(v, f"auroc.{name}") for name, v in _mapping(value, "auroc").items()}
+    for name, auroc in aurocs.items():
+        if not 0 <= auroc <= 1:
+            raise ReportInvalid(f"auroc.{name} is {auroc}, expected a chance between 0 and 1")
+    return aurocs
+
+
+def _file_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ReportInvalid(f"files is {value!r}, expected a list of names")
+    for name in value:
+        # The files are copied into the zoo and the release: a name must not lead elsewhere.
+        if not isinstance(name, str) or name.startswith(".") or {"/", "\\", "\0"} & set(name):
+            raise ReportInvalid(f"files names {name!r}, which is not a plain file name")
+    return tuple(value)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ReportInvalid(f"{where} is {_short(value)}, expected a JSON object")
+    return value
+
+
+def _digest(value: Any, where: str) -> str:
+    if not is_sha256_hex(value):
+        raise ReportInvalid(f"{where} is {_short(value)}, expected a SHA-256 in hexadecimal")
+    return str(value)
+
+
+def _boolean(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ReportInvalid(f"{where} is {_short(value)}, expected true or false")
+    return value
+
+
+def _count(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ReportInvalid(f"{where} is {_short(value)}, expected a count")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ReportInvalid(f"{where} is {_short(value)}, expected a finite number")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,198 @@
+"""The gate promotes what is better beyond chance, and nothing else."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from scf.verification.gate import GateDecision, decide, paired_gain
+from scf.verification.report import parse_report
+from support.reports import DIGEST, PLAN_ID, report_json
+
+
+@dataclass(frozen=True)
+class Limits:
+    alpha: float = 0.05
+    min_families: int = 20
+
+
+def judge(report: dict[str, Any], *, has_champion: bool = False, **settings: Any) -> GateDecision:
+    return decide(
+        parse_report(report),
+        settings=Limits(**settings),
+        checkpoint_digest=DIGEST,
+        plan_id=PLAN_ID,
+        has_champion=has_champion,
+    )
+
+
+def test_a_first_generation_that_beats_the_baseline_is_promoted() -> None:
+    """Clearly lower held-out loss than a Gaussian, no veto: promoted, with the reason in words."""
+    decision = judge(report_json(gain=0.2))
+
+    assert decision.promote
+    assert "lower than that of the baseline" in decision.reasons[0]
+    assert decision.trace["comparison"]["families"] == 24
+    assert decision.trace["comparison"]["lower_bound"] > 0.1
+
+
+def test_the_numbers_are_those_of_the_paired_t_test() -> None:
+    """scipy's paired t test gives the same t, p and confidence bound."""
+    report = report_json(gain=0.03, spread=0.1)
+    candidate = report["dsm_loss"]["by_family"]
+    baseline = report["baseline_dsm_loss"]["by_family"]
+    expected = stats.ttest_rel(
+        [baseline[f] for f in candidate], list(candidate.values()), alternative="greater"
+    )
+
+    comparison = judge(report).trace["comparison"]
+
+    assert comparison["t"] == pytest.approx(expected.statistic, rel=1e-9)
+    assert comparison["p_value"] == pytest.approx(expected.pvalue, rel=1e-9)
+    bound = expected.confidence_interval(0.95).low
+    assert comparison["lower_bound"] == pytest.approx(bound, rel=1e-9)
+    assert comparison["is_better"] == (expected.pvalue < 0.05)
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.2])
+def test_no_gain_is_not_promoted(gain: float) -> None:
+    """Equal to the baseline, or worse: rejected."""
+    decision = judge(report_json(gain=gain))
+
+    assert not decision.promote
+    assert "not shown to be lower" in decision.reasons[0]
+
+
+def test_a_tie_is_no_gain() -> None:
+    """The champion's own losses do not beat the champion."""
+    report = report_json(champion_gain=0.1)
+    report["champion_dsm_loss"]["by_family"] = dict(report["dsm_loss"]["by_family"])
+
+    assert not judge(report, has_champion=True).promote
+
+
+def test_a_later_generation_is_held_against_the_champion() -> None:
+    """Better than the champion is promoted; better than the baseline alone is not."""
+    assert judge(report_json(champion_gain=0.1), has_champion=True).promote
+    decision = judge(report_json(gain=0.5, champion_gain=0.0), has_champion=True)
+    assert not decision.promote
+    assert "of the champion" in decision.reasons[0]
+
+
+def test_too_few_families_decide_nothing_against_a_champion() -> None:
+    """Below `min_families` no gain is large enough."""
+    decision = judge(report_json(families=19, champion_gain=0.5), has_champion=True)
+
+    assert not decision.promote
+    assert decision.reasons == (
+        "19 held-out families are too few to compare with the champion; 20 are needed",
+    )
+
+
+@pytest.mark.parametrize("families", [0, 1])
+def test_a_first_generation_needs_two_families(families: int) -> None:
+    """One family has no variance: it decides nothing."""
+    assert not judge(report_json(families=families, gain=5.0)).promote
+    assert judge(report_json(families=2, gain=5.0)).promote
+
+
+def test_a_report_without_the_champion_does_not_pass_as_a_first_generation() -> None:
+    """A missing comparison is a reason against promotion, never a way round it."""
+    decision = judge(report_json(gain=0.5), has_champion=True)
+
+    assert not decision.promote
+    assert "does not compare with the champion" in decision.reasons[0]
+
+
+def test_families_must_be_the_same_on_both_sides() -> None:
+    """A champion measured on other families proves nothing."""
+    report = report_json(champion_gain=0.1)
+    families = report["champion_dsm_loss"]["by_family"]
+    families["elsewhere"] = families.pop(next(iter(families)))
+
+    decision = judge(report, has_champion=True)
+
+    assert not decision.promote
+    assert "same families" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"finite": False}, "not all finite"),
+        ({"checkpoint_digest": "e" * 64}, "the report is about checkpoint eeee"),
+        ({"plan_id": "e" * 64}, "the report is about plan eeee"),
+        ({"auroc": {"shuffled": 0.1}}, "AUROC 0.100"),
+        (
+            {
+                "physics": {
+                    "dew_point": {
+                        "real": 0.0, "sampled": 7.0, "unit": "degC", "tolerance": 1.0, "ok": False,
+                    }
+                }
+            },
+            "samples break dew_point: residual 7 degC",
+        ),
+    ],
+)  # fmt: skip
+def test_each_veto_ends_it(change: dict[str, Any], reason: str) -> None:
+    """However good the loss, one veto is enough, and it is named."""
+    decision = judge(report_json(gain=0.5) | change)
+
+    assert not decision.promote
+    assert len(decision.reasons) == 1
+    assert reason in decision.reasons[0]
+
+
+def test_chance_level_auroc_is_no_veto() -> None:
+    """Where a corruption changes nothing (exchangeable channels), 0.5 is the honest answer."""
+    assert judge(report_json() | {"auroc": {"shuffled": 0.47}}).promote
+
+
+def test_a_baseline_of_one_number_can_be_tested_against() -> None:
+    """Without a baseline by family, each family is held against the overall baseline."""
+    report = report_json(gain=0.3)
+    report["baseline_dsm_loss"] = 0.9
+
+    assert judge(report).promote
+
+
+def test_equal_gains_in_every_family_are_a_gain() -> None:
+    """No spread at all: any positive gain is certain, none is not."""
+    candidate = {str(i): 1.0 for i in range(20)}
+    better = paired_gain(candidate, 1.5, alpha=0.05, families_needed=20, name="champion")
+    equal = paired_gain(candidate, 1.0, alpha=0.05, families_needed=20, name="champion")
+
+    assert better.is_better
+    assert better.p_value == 0.0
+    assert not equal.is_better
+    assert equal.p_value == 1.0
+
+
+def test_false_promotions_stay_at_alpha_and_real_gains_pass() -> None:
+    """With no true gain about 5 % of candidates pass, at 20 families; with 0.8 sd more than 90 %."""
+    generator = random.Random(7)
+    passed = {0.0: 0, 0.8: 0}
+    trials = 1500
+    for gain in passed:
+        for _ in range(trials):
+            losses = {str(i): generator.gauss(-gain, 1.0) for i in range(20)}
+            passed[gain] += paired_gain(
+                losses, 0.0, alpha=0.05, families_needed=20, name="champion"
+            ).is_better
+
+    # 1,500 trials at 5 %: standard error 0.6 %.
+    assert passed[0.0] / trials == pytest.approx(0.05, abs=0.018)
+    assert passed[0.8] / trials > 0.9
+    assert math.isfinite(passed[0.8])
+
+
+def test_the_decision_is_json() -> None:
+    """It is kept in the statement, so it must be plain JSON."""
+    from scf.core.canonical import canonical_json
+
+    decision = judge(report_json())
+    assert b'"promote":true' in canonical_json(decision.to_json())
