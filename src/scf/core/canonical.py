@@ -20,7 +20,8 @@ def canonical_json(value: Any) -> bytes:
     """RFC 8785 bytes of a JSON value. The same value gives the same bytes on every machine.
 
     Raises:
-        InputError: NaN, infinity, an integer past 2^53 - 1, or something that JSON has not.
+        InputError: NaN, infinity, an integer past 2^53 - 1 (other languages would round it), or
+            something that JSON has not.
     """
     try:
         return rfc8785.dumps(value)

@@ -6,11 +6,14 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
 
 from scf.core.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 SUFFIXES = (".ndjson", ".ndjson.zst", ".ndjson.gz")
 
@@ -49,8 +52,7 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
             with gzip.open(raw, "rb") as unzipped:
                 yield cast("BinaryIO", unzipped)
         elif path.name.endswith(".zst"):
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield cast("BinaryIO", io.BufferedReader(stream))
+            yield cast("BinaryIO", io.BufferedReader(_ZstdFrames(raw), 2**20))
         else:
             yield cast("BinaryIO", raw)
 
@@ -81,6 +83,42 @@ def read_lines(path: Path, *, line_max_bytes: int = LINE_MAX_BYTES) -> Iterator[
                     yield Line(number, start, data)
     except (OSError, EOFError, zstandard.ZstdError) as error:
         raise InputError(f"{path}: cannot be read past byte {offset}: {error}") from error
+
+
+class _ZstdFrames(io.RawIOBase):
+    """Zstandard frames one after another; a frame that is cut short is an error.
+
+    `zstandard.stream_reader` ends a truncated file silently: fossils would be lost without a word.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._compressed = b""
+        self._text = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        while not self._text:
+            if not self._compressed:
+                self._compressed = self._raw.read(2**18)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("the zstandard frame is cut short")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._text = self._frame.decompress(self._compressed)
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed, self._frame = self._frame.unused_data, None
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._text))
+        view[:count] = self._text[:count]
+        self._text = self._text[count:]
+        return count
 
 
 def _skip_rest(file: BinaryIO, step_bytes: int) -> int:

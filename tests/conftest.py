@@ -1,0 +1,36 @@
+"""Fixtures that every room may use. No test touches the real home or the user's config folder."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scf.daemon.setup import FoundryPlaces, initialise
+
+
+@pytest.fixture(autouse=True)
+def _apart_from_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> None:
+    """SCF_* and the user's config folder never leak into a test."""
+    for name in ("SCF_HOME", "SCF_ROOT", "SCF_FAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+
+
+@pytest.fixture
+def foundry(tmp_path: Path) -> FoundryPlaces:
+    """A fresh home and root."""
+    return initialise(tmp_path / "home", tmp_path / "root")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A real file system of 2 MB (tmpfs); skipped where mounting is not allowed."""
+    path = tmp_path / "small-disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs needs root on Linux")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True, timeout=20)

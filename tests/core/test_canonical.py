@@ -1,0 +1,72 @@
+"""The bytes we hash or sign: the same for the same value, refused where they cannot be."""
+
+import json
+import math
+
+import libipld
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scf.core.canonical import canonical_json, dag_cbor, parse_json
+from scf.core.errors import InputError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(-(2.0**53) + 1, 2.0**53 - 1) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON)
+def test_canonical_json_reads_back_equal_and_is_a_fixed_point(value: object) -> None:
+    encoded = canonical_json(value)
+
+    assert canonical_json(parse_json(encoded)) == encoded
+
+
+def test_canonical_json_refuses_integers_that_other_languages_would_round() -> None:
+    with pytest.raises(InputError, match="safe integer"):
+        canonical_json(2**53)
+
+
+@given(JSON)
+def test_dag_cbor_is_the_same_after_a_trip_through_json(value: object) -> None:
+    assert dag_cbor(json.loads(json.dumps(value))) == dag_cbor(value)
+
+
+@given(st.integers(-(2**53) + 1, 2**53 - 1))
+def test_a_float_with_an_integer_value_is_that_integer(number: int) -> None:
+    assert dag_cbor(float(number)) == dag_cbor(number)
+
+
+def test_numbers_beyond_the_safe_integers_are_floats() -> None:
+    assert dag_cbor(2**53) == b"\xfb\x43\x40\x00\x00\x00\x00\x00\x00" == dag_cbor(float(2**53))
+    assert dag_cbor(-0.0) == b"\x00"
+
+
+def test_keys_are_in_dag_cbor_order_whatever_the_order_given() -> None:
+    assert dag_cbor({"bb": 1, "a": 2}) == dag_cbor({"a": 2, "bb": 1})
+    assert libipld.decode_dag_cbor(dag_cbor({"bb": 1, "a": b"x"})) == {"a": b"x", "bb": 1}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
+    with pytest.raises(InputError):
+        dag_cbor({"x": [number]})
+    with pytest.raises(InputError):
+        canonical_json({"x": [number]})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "[1e400]", "[1", b"\xff", "[" * 100_000]
+)
+def test_what_is_not_strict_json_is_refused(text: str | bytes) -> None:
+    with pytest.raises(InputError):
+        parse_json(text)
+
+
+def test_an_integer_too_large_for_a_float_is_refused_not_crashed() -> None:
+    with pytest.raises(InputError):
+        dag_cbor(10**400)
