@@ -1,1 +1,1 @@
-"""The operator's hand: commands, the emergency lock, budgets."""
+"""The operator's hand: commands in a file, and a lock that stops everything."""

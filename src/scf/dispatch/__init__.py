@@ -1,1 +1,1 @@
-"""Doors: ways to have a job run somewhere. Only doors call out."""
+"""Doors: ways to have a job run. A job goes in as a bundle and comes back as one."""
