@@ -1,1 +1,1 @@
-"""Fossils, shards, manifests, quarantine and the journal: what the drive holds and may be believed."""
+"""The fossil vault: records with identities, in signed shards, behind a journal."""

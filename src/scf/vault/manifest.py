@@ -1,0 +1,79 @@
+"""Shard manifests: what a shard holds, signed by the vault's key.
+
+The manifest of `X.ndjson` is `X.ndjson.manifest.json`, a DSSE envelope. It carries no time and no
+place of ingest: the same shard always has the same manifest.
+Format: docs/formats/shard-manifest.md.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scf.core.canonical import canonical_json, parse_json
+from scf.core.errors import InputError
+from scf.core.identity import is_sha256_hex
+from scf.signing.envelope import Envelope
+from scf.signing.signer import Signer
+from scf.signing.verify import PublicKey, verify_envelope
+from scf.storage import durable
+from scf.vault import fossil
+from scf.vault.shard import ShardSummary
+
+SCHEMA = "scf.shard-manifest/1"
+PAYLOAD_TYPE = "application/vnd.scf.shard-manifest+json"
+SUFFIX = ".manifest.json"
+
+
+class ManifestInvalid(InputError):
+    """A manifest cannot be read, or speaks of another shard."""
+
+    kind = "manifest"
+
+
+def manifest_path(shard: Path) -> Path:
+    """Where a shard's manifest lies: beside it."""
+    return shard.with_name(shard.name + SUFFIX)
+
+
+def sign_manifest(summary: ShardSummary, signer: Signer) -> Envelope:
+    """The manifest as an envelope. The same shard and key give the same bytes."""
+    return signer.sign_envelope(PAYLOAD_TYPE, canonical_json(_to_json(summary)))
+
+
+def read_manifest(path: Path, keys: Iterable[PublicKey]) -> ShardSummary:
+    """Read and verify a manifest.
+
+    Raises:
+        ManifestInvalid: It is missing or malformed.
+        SignatureInvalid: None of `keys` signed it.
+    """
+    envelope = Envelope.from_json(durable.read_json(path, size_max_bytes=2**20))
+    payload = verify_envelope(envelope, keys, payload_type=PAYLOAD_TYPE)
+    return _from_json(path, parse_json(payload))
+
+
+def _to_json(summary: ShardSummary) -> dict[str, Any]:
+    return {"schema": SCHEMA, "fossil_schema": fossil.SCHEMA, **asdict(summary)}
+
+
+def _from_json(path: Path, value: Any) -> ShardSummary:
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ManifestInvalid(f"{path}: not a manifest of schema {SCHEMA}")
+    summary = summary_from_json(value)
+    if summary is None:
+        raise ManifestInvalid(f"{path}: a key is missing or has the wrong form")
+    return summary
+
+
+def summary_from_json(value: dict[str, Any]) -> ShardSummary | None:
+    """The summary in a JSON object that may hold more keys; None where one lacks or is wrong."""
+    path, sha256 = value.get("path"), value.get("sha256")
+    size_bytes, count, root = value.get("size_bytes"), value.get("count"), value.get("merkle_root")
+    if not (isinstance(path, str) and is_sha256_hex(sha256) and is_sha256_hex(root)):
+        return None
+    if type(size_bytes) is not int or type(count) is not int or ".." in Path(path).parts:
+        return None
+    if Path(path).is_absolute():
+        return None
+    return ShardSummary(path, str(sha256), size_bytes, count, str(root))

@@ -1,0 +1,254 @@
+"""The vault: what was committed is there, whatever happened in between."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scf.core import merkle
+from scf.core.errors import DriveError
+from scf.daemon.setup import FoundryPlaces
+from scf.signing.keys import load_signer
+from scf.storage.instance_lock import AlreadyRunning, instance_lock
+from scf.storage.partitions import MARKER_NAME, Drive
+from scf.vault.journal import Vault, VaultReadOnly
+from scf.vault.manifest import manifest_path, read_manifest
+from scf.vault.shard import ShardDamaged, check_shard, leaf, read_shard
+from scf.vault.watcher import VaultWatcher
+from support.fossils import fossil, write_fossils
+from support.processes import python_env
+
+
+@pytest.fixture
+def vault(foundry: FoundryPlaces):
+    with open_vault(foundry) as opened:
+        yield opened
+
+
+def open_vault(foundry: FoundryPlaces) -> Vault:
+    signer = load_signer(foundry.home / "keys", "vault")
+    return Vault.open(Drive.open(foundry.root), foundry.home, signer)
+
+
+def put(vault: Vault, indices, *, origin: str = "test", shard_bytes: int = 10**6) -> list[bool]:
+    with vault.writing(origin=origin, shard_bytes=shard_bytes) as writer:
+        return [writer.add(fossil(index)) for index in indices]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_committed_fossils_can_be_found_and_read(vault: Vault) -> None:
+    assert put(vault, range(5)) == [True] * 5
+
+    assert vault.num_fossils() == 5
+    assert vault.contains(fossil(3).cid)
+    assert not vault.contains(fossil(9).cid)
+    read = vault.read(fossil(3).cid)
+    assert read is not None
+    assert read.obj == fossil(3).obj
+    assert vault.read(fossil(9).cid) is None
+    assert list(vault.cids()) == sorted(fossil(i).cid for i in range(5))
+    assert list(vault.families()) == [("pendulum.csv#0", 5)]
+
+
+def test_a_fossil_is_stored_once(vault: Vault) -> None:
+    """Twice in one session, or in a later one: it is a duplicate, and no new shard is made."""
+    assert put(vault, [1, 1, 2]) == [True, False, True]
+    assert put(vault, [1, 2]) == [False, False]
+    assert [entry.count for entry in vault.entries()] == [2]
+
+
+def test_shards_are_cut_at_their_size_and_named_by_their_digest(vault: Vault) -> None:
+    put(vault, range(6), shard_bytes=1000)
+
+    entries = list(vault.entries())
+
+    assert [entry.count for entry in entries] == [2, 2, 2]
+    for entry in entries:
+        assert entry.path == f"shards/{entry.sha256[:2]}/{entry.sha256[:16]}.ndjson"
+        check_shard(vault.folder.path / entry.path, entry.summary)
+        leaves = [leaf(f.cid, f.verdict) for f in read_shard(vault.folder.path / entry.path)]
+        assert merkle.root(leaves).hex() == entry.merkle_root
+
+
+def test_the_root_of_what_was_offered_is_over_sorted_cids(vault: Vault) -> None:
+    """Duplicates count once; the order of arrival does not matter."""
+    put(vault, [0])
+    with vault.writing(origin="test") as writer:
+        for index in (2, 0, 1, 2):
+            writer.add(fossil(index))
+        root = writer.fossils_root()
+
+    assert root == merkle.root(sorted(fossil(i).cid.encode() for i in range(3))).hex()
+
+
+def test_manifest_is_signed_and_the_same_each_time(vault: Vault, foundry: FoundryPlaces) -> None:
+    put(vault, range(3))
+    entry = next(vault.entries())
+    path = manifest_path(vault.folder.path / entry.path)
+    key = load_signer(foundry.home / "keys", "vault").public_key
+
+    assert read_manifest(path, [key]) == entry.summary
+
+
+def test_a_flipped_bit_in_a_shard_is_found(vault: Vault) -> None:
+    put(vault, range(3))
+    entry = next(vault.entries())
+    path = vault.folder.path / entry.path
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ShardDamaged, match="digest"):
+        check_shard(path, entry.summary)
+
+
+def test_the_index_is_rebuilt_from_the_shards(vault: Vault, foundry: FoundryPlaces) -> None:
+    """Losing the home's index loses nothing."""
+    put(vault, range(4))
+    put(vault, range(4, 6))
+    before = (list(vault.cids()), list(vault.families()), vault.locate(fossil(5).cid))
+    vault.close()
+    for path in foundry.home.glob("vault_index.db*"):
+        path.unlink()
+
+    with open_vault(foundry) as again:
+        assert (list(again.cids()), list(again.families()), again.locate(fossil(5).cid)) == before
+
+
+def test_the_index_belongs_to_its_drive(vault: Vault, foundry: FoundryPlaces, tmp_path) -> None:
+    """With another drive under the same home, fossils of the first one are not claimed."""
+    put(vault, range(4))
+    other = Drive.scaffold(tmp_path / "other")
+
+    with Vault.open(other, foundry.home) as second:
+        assert second.num_fossils() == 0
+
+
+def test_without_a_key_the_vault_is_read_only(vault: Vault, foundry: FoundryPlaces) -> None:
+    put(vault, [0])
+    reader = Vault.open(Drive.open(foundry.root), foundry.home)
+
+    assert reader.contains(fossil(0).cid)
+    with pytest.raises(VaultReadOnly), reader.writing(origin="x"):
+        pass
+    reader.close()
+
+
+def test_an_error_in_the_middle_leaves_no_trace(vault: Vault) -> None:
+    with pytest.raises(RuntimeError), vault.writing(origin="x") as writer:
+        writer.add(fossil(0))
+        raise RuntimeError("the caller failed")
+
+    assert vault.num_fossils() == 0
+    assert names(vault.folder.path) == []
+    assert put(vault, [0]) == [True]
+
+
+def test_one_writer_at_a_time(vault: Vault, foundry: FoundryPlaces, monkeypatch) -> None:
+    monkeypatch.setattr("scf.vault.journal._WRITER_WAIT_S", 0.05)
+    with (
+        instance_lock(foundry.home / "vault.lock", holder="another"),
+        pytest.raises(AlreadyRunning),
+        vault.writing(origin="x"),
+    ):
+        pass
+
+
+def test_a_root_whose_marker_is_gone_takes_nothing(vault: Vault, foundry: FoundryPlaces) -> None:
+    """The drive vanished in the middle of an ingest: an error, and no shard under its name."""
+    with pytest.raises(DriveError), vault.writing(origin="x") as writer:
+        writer.add(fossil(0))
+        (foundry.root / MARKER_NAME).unlink()
+        writer.flush()
+
+    assert [n for n in names(vault.folder.path) if n.endswith(".ndjson")] == []
+
+
+def test_a_torn_journal_line_hides_no_good_one(vault: Vault) -> None:
+    put(vault, [0])
+    journal = vault.folder.path / "journal.log"
+    with journal.open("ab") as file:
+        file.write(b'{"path": "shards/aa')
+    put(vault, [1])
+
+    assert [entry.count for entry in vault.entries()] == [1, 1]
+    assert vault.num_fossils() == 2
+
+
+def test_a_journal_line_cannot_point_outside_the_vault(vault: Vault) -> None:
+    put(vault, [0])
+    line = json.loads((vault.folder.path / "journal.log").read_text())
+    line["path"] = "../../etc/passwd"
+    with (vault.folder.path / "journal.log").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+    assert len(list(vault.entries())) == 1
+
+
+def test_the_watcher_sees_new_shards_once(vault: Vault) -> None:
+    watcher = VaultWatcher(vault.folder.path)
+    assert not watcher.has_changed()
+
+    put(vault, [0])
+    assert watcher.has_changed()
+    assert [entry.count for entry in watcher.fresh_entries()] == [1]
+    assert not watcher.has_changed()
+    assert watcher.fresh_entries() == []
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from scf.signing.keys import load_signer
+from scf.storage.partitions import Drive
+from scf.vault.fossil import parse_fossil
+from scf.vault.journal import Vault
+
+home, root, source = map(Path, sys.argv[1:])
+vault = Vault.open(Drive.open(root), home, load_signer(home / "keys", "vault"))
+with vault.writing(origin="crash") as writer:
+    for line in source.read_bytes().splitlines():
+        writer.add(parse_fossil(line))
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("how", ["kill", "enospc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vault.shard_written",
+        "vault.manifest_written",
+        "vault.journalled",
+        "durable.before_rename",
+        "durable.after_rename",
+        "durable.append.before",
+        "durable.append.after",
+    ],
+)
+def test_a_crash_anywhere_loses_and_repeats_nothing(
+    foundry: FoundryPlaces, tmp_path: Path, name: str, how: str
+) -> None:
+    """Whatever step failed, the next ingest ends with each fossil once, and no half shard."""
+    source = write_fossils(tmp_path / "in.ndjson", range(3))
+    arguments = [sys.executable, "-c", WRITE, str(foundry.home), str(foundry.root), str(source)]
+
+    died = subprocess.run(
+        arguments, env=python_env(SCF_FAIL=f"{name}:{how}"), capture_output=True, timeout=60
+    )
+    assert died.returncode != 0
+    subprocess.run(arguments, env=python_env(), check=True, timeout=60)
+
+    with open_vault(foundry) as vault:
+        shards = list(vault.folder.path.rglob("*.ndjson"))
+        stored = [f.cid for path in shards for f in read_shard(path)]
+        assert sorted(stored) == sorted(fossil(i).cid for i in range(3))
+        assert list(vault.cids()) == sorted(stored)
+        for entry in vault.entries():
+            check_shard(vault.folder.path / entry.path, entry.summary)
+        assert [n for n in names(vault.folder.path) if ".tmp-" in n] == []
