@@ -1,1 +1,1 @@
-"""Where each run stands: the table of moves and its store."""
+"""Where does each run stand? States, moves, and the database that remembers them."""

@@ -1,0 +1,427 @@
+"""`runs.db`: runs, their attempts, every transition, and what the conductor must not forget.
+
+Each method that changes something is one transaction, and is on the medium when it returns. What is
+to be done is written before it is done (`open_attempt`), so that after a crash the conductor sees
+what it may have done and does it again under the same name.
+
+A transition is also an entry of the audit log. The log lies on the drive, this database on the
+internal disk, so the two cannot be one transaction: a transition waits here (`unaudited`) until the
+log has it (`mark_audited`), in order.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from scf.core.canonical import canonical_json
+from scf.core.clock import Clock, utc_text
+from scf.core.errors import UsageError
+from scf.core.identity import sha256_hex
+from scf.runs.record import (
+    Attempt,
+    AttemptEnd,
+    Origin,
+    Run,
+    Transition,
+    attempt_of,
+    from_text,
+    moment_text,
+    origin_of,
+    run_of,
+    to_text,
+    transition_of,
+)
+from scf.runs.state import FORWARD, MoveRefused, State, check_move
+from scf.storage.database import open_database, transaction
+from scf.storage.failpoint import failpoint
+
+DATABASE_NAME = "runs.db"
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        run_id TEXT PRIMARY KEY,
+        intent_hash TEXT NOT NULL UNIQUE,
+        intent TEXT NOT NULL,            -- JSON: what is to be made, and out of what
+        plan TEXT NOT NULL,              -- JSON: the batch plan
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL,            -- why it stands where it stands
+        tries INTEGER NOT NULL,          -- failures since it last got further
+        not_before TEXT,                 -- RFC 3339: leave it alone until then
+        facts TEXT NOT NULL,             -- JSON: what its stages found out
+        created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL
+    );
+    CREATE INDEX runs_by_state ON runs (state);
+    CREATE TABLE attempts (
+        attempt_id TEXT PRIMARY KEY,     -- also the job's id
+        run_id TEXT NOT NULL REFERENCES runs (run_id),
+        kind TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        door TEXT NOT NULL,
+        spec TEXT NOT NULL,              -- JSON
+        opened_at TEXT NOT NULL,
+        closed_at TEXT,
+        exit_reason TEXT,
+        receipt TEXT,                    -- JSON: how it ended, where it was, what it took
+        UNIQUE (run_id, kind, number)
+    );
+    CREATE UNIQUE INDEX one_open_attempt ON attempts (run_id, kind) WHERE closed_at IS NULL;
+    CREATE TABLE transitions (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id TEXT NOT NULL REFERENCES runs (run_id),
+        from_state TEXT,
+        to_state TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        details TEXT NOT NULL,           -- JSON
+        at TEXT NOT NULL,
+        audit_index INTEGER
+    );
+    CREATE INDEX transitions_by_run ON transitions (run_id);
+    CREATE INDEX transitions_unaudited ON transitions (seq) WHERE audit_index IS NULL;
+    CREATE TABLE acks (
+        id TEXT PRIMARY KEY,
+        seq INTEGER NOT NULL UNIQUE,
+        status TEXT NOT NULL,
+        message TEXT NOT NULL,
+        at TEXT NOT NULL
+    );
+    CREATE TABLE origins (
+        path TEXT PRIMARY KEY,           -- of a file that was ingested, relative to fossil_vault
+        size_bytes INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        outcome TEXT NOT NULL,           -- JSON
+        at TEXT NOT NULL
+    );
+    CREATE INDEX origins_by_digest ON origins (sha256);
+    CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """,
+)
+
+
+class RunStore:
+    """The database of one home. The daemon's lock sees to it that one process writes."""
+
+    def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
+        self._db = connection
+        self._clock = clock
+
+    @classmethod
+    def open(cls, home: Path, clock: Clock) -> "RunStore":
+        """Open the database of `home`, or make it.
+
+        Raises:
+            OperatorError: It is damaged, or was written by a newer scf.
+        """
+        return cls(open_database(home / DATABASE_NAME, _MIGRATIONS), clock)
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- runs ---
+
+    def add_run(
+        self, intent: Mapping[str, Any], plan: Mapping[str, Any], *, facts: Mapping[str, Any]
+    ) -> tuple[Run, bool]:
+        """Note an intent. The same intent is the same run: returns (run, whether it is new)."""
+        digest = sha256_hex(canonical_json(intent))
+        run_id = f"run-{digest[:12]}"
+        known = self._db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if known is not None:
+            assert known["intent_hash"] == digest, f"two intents share the name {run_id}"
+            return run_of(known), False
+        now = self._now()
+        with self._commit():
+            self._db.execute(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, 0, NULL, ?, ?, ?)",
+                (run_id, digest, to_text(intent), to_text(plan), State.DISCOVERED,
+                 "fresh fossils", to_text(facts), now, now),
+            )  # fmt: skip
+            self._note(run_id, None, State.DISCOVERED, "fresh fossils", facts, now)
+        return self.run(run_id), True
+
+    def run(self, run_id: str) -> Run:
+        """Raises UsageError when there is no such run."""
+        row = self._db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise UsageError(f"no run {run_id!r}", remedy="`scf runs` lists them.")
+        return run_of(row)
+
+    def runs(self, states: Collection[State] | None = None, *, limit: int = -1) -> list[Run]:
+        """Runs, oldest first; those in `states` only, if given; the newest `limit`, if given."""
+        where = "" if states is None else f"WHERE state IN ({', '.join('?' * len(states))})"
+        rows = self._db.execute(
+            f"SELECT * FROM runs {where} ORDER BY created_at DESC, rowid DESC LIMIT ?",  # noqa: S608
+            (*(states or ()), limit),
+        ).fetchall()
+        return [run_of(row) for row in reversed(rows)]
+
+    def counts(self) -> dict[str, int]:
+        """How many runs stand in each state that has any."""
+        rows = self._db.execute("SELECT state, count(*) AS n FROM runs GROUP BY state").fetchall()
+        return {row["state"]: row["n"] for row in rows}
+
+    def plan(self, run_id: str) -> dict[str, Any]:
+        """The run's batch plan."""
+        row = self._db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise UsageError(f"no run {run_id!r}", remedy="`scf runs` lists them.")
+        return from_text(row["plan"])
+
+    def move(
+        self,
+        run: Run,
+        to: State,
+        reason: str,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        details: Mapping[str, Any] | None = None,
+        ends: AttemptEnd | None = None,
+        counts: bool = False,
+        not_before: datetime | None = None,
+    ) -> Run:
+        """Take `run` to another state: one transaction, one transition.
+
+        Args:
+            run: The run as it was read; if it stands elsewhere by now the move is refused.
+            to: The new state.
+            reason: Why, for people.
+            facts: Added to the run's facts.
+            details: Kept with the transition and entered in the audit log, beside `facts`.
+            ends: The attempt that ended with this move.
+            counts: Whether this was a failure of the run's own.
+            not_before: Leave the run alone until then.
+
+        Raises:
+            MoveRefused: Not in the table, or the run has moved since it was read.
+        """
+        check_move(run.run_id, run.state, to)
+        now = self._now()
+        known = {**run.facts, **(facts or {})}
+        tries = (0 if to in FORWARD else run.tries) + counts
+        with self._commit():
+            changed = self._db.execute(
+                "UPDATE runs SET state = ?, reason = ?, tries = ?, not_before = ?, facts = ?, "
+                "updated_at = ? WHERE run_id = ? AND state = ?",
+                (
+                    to,
+                    reason,
+                    tries,
+                    moment_text(not_before),
+                    to_text(known),
+                    now,
+                    run.run_id,
+                    run.state,
+                ),
+            ).rowcount
+            if changed != 1:
+                raise MoveRefused(f"{run.run_id} no longer stands at {run.state}")
+            if ends is not None:
+                self._close(ends, now)
+            told = {**(details or {}), **(facts or {})}
+            self._note(run.run_id, run.state, to, reason, told, now)
+        return self.run(run.run_id)
+
+    def postpone(
+        self,
+        run: Run,
+        reason: str,
+        *,
+        not_before: datetime,
+        counts: bool,
+        ends: AttemptEnd | None = None,
+    ) -> Run:
+        """Leave the run in its state until `not_before`; `counts` marks a failure of its own."""
+        with self._commit():
+            changed = self._db.execute(
+                "UPDATE runs SET reason = ?, tries = tries + ?, not_before = ?, updated_at = ? "
+                "WHERE run_id = ? AND state = ?",
+                (reason, counts, moment_text(not_before), self._now(), run.run_id, run.state),
+            ).rowcount
+            if changed != 1:
+                raise MoveRefused(f"{run.run_id} no longer stands at {run.state}")
+            if ends is not None:
+                self._close(ends, self._now())
+        return self.run(run.run_id)
+
+    # --- attempts ---
+
+    def open_attempt(
+        self, run_id: str, kind: str, door: str, spec_of: Callable[[str], Mapping[str, Any]]
+    ) -> Attempt:
+        """The run's open attempt of this kind, or a new one with the spec that `spec_of` gives.
+
+        On the medium before the door is asked, so that a crash between the two finds it again.
+        """
+        row = self._db.execute(
+            "SELECT * FROM attempts WHERE run_id = ? AND kind = ? AND closed_at IS NULL",
+            (run_id, kind),
+        ).fetchone()
+        if row is not None:
+            return attempt_of(row)
+        with self._commit():
+            (number,) = self._db.execute(
+                "SELECT count(*) + 1 FROM attempts WHERE run_id = ? AND kind = ?", (run_id, kind)
+            ).fetchone()
+            attempt_id = f"{run_id}-{kind.replace('_', '-')}-{number}"
+            self._db.execute(
+                "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL)",
+                (attempt_id, run_id, kind, number, door, to_text(spec_of(attempt_id)), self._now()),
+            )
+        return self.attempt(attempt_id)
+
+    def attempt(self, attempt_id: str) -> Attempt:
+        row = self._db.execute(
+            "SELECT * FROM attempts WHERE attempt_id = ?", (attempt_id,)
+        ).fetchone()
+        if row is None:
+            raise UsageError(f"no attempt {attempt_id!r}")
+        return attempt_of(row)
+
+    def attempts(self, run_id: str, kind: str | None = None) -> list[Attempt]:
+        """The run's attempts, oldest first."""
+        rows = self._db.execute(
+            "SELECT * FROM attempts WHERE run_id = ? ORDER BY rowid", (run_id,)
+        ).fetchall()
+        return [attempt_of(row) for row in rows if kind is None or row["kind"] == kind]
+
+    def open_attempts(self) -> list[Attempt]:
+        """Everything that a door may be doing now."""
+        rows = self._db.execute(
+            "SELECT * FROM attempts WHERE closed_at IS NULL ORDER BY rowid"
+        ).fetchall()
+        return [attempt_of(row) for row in rows]
+
+    # --- transitions and the audit log ---
+
+    def transitions(self, run_id: str | None = None) -> list[Transition]:
+        """Transitions in order; those of one run only, if given."""
+        rows = self._db.execute(
+            "SELECT * FROM transitions WHERE ?1 IS NULL OR run_id = ?1 ORDER BY seq", (run_id,)
+        ).fetchall()
+        return [transition_of(row) for row in rows]
+
+    def unaudited(self, *, limit: int) -> list[Transition]:
+        """The oldest transitions that the audit log may not have."""
+        rows = self._db.execute(
+            "SELECT * FROM transitions WHERE audit_index IS NULL ORDER BY seq LIMIT ?", (limit,)
+        ).fetchall()
+        return [transition_of(row) for row in rows]
+
+    def mark_audited(self, seq: int, audit_index: int) -> None:
+        """Note where in the audit log a transition is."""
+        with self._commit():
+            self._db.execute(
+                "UPDATE transitions SET audit_index = ? WHERE seq = ?", (audit_index, seq)
+            )
+
+    # --- commands ---
+
+    def has_ack(self, command_id: str) -> bool:
+        row = self._db.execute("SELECT 1 FROM acks WHERE id = ?", (command_id,)).fetchone()
+        return row is not None
+
+    def acknowledge(
+        self, command_id: str, status: str, message: str, *, sets: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Answer a command and keep the settings it changes, together and once.
+
+        Returns:
+            False when it was answered before; then nothing changes.
+        """
+        if self.has_ack(command_id):
+            return False
+        with self._commit():
+            self._db.execute(
+                "INSERT INTO acks "
+                "VALUES (?, (SELECT coalesce(max(seq), 0) + 1 FROM acks), ?, ?, ?)",
+                (command_id, status, message, self._now()),
+            )
+            for key, value in (sets or {}).items():
+                self._set(key, value)
+        return True
+
+    def acks(self, *, limit: int) -> list[dict[str, str]]:
+        """The newest answers, oldest first: `{id, status, message, at}`."""
+        rows = self._db.execute(
+            "SELECT id, status, message, at FROM acks ORDER BY seq DESC LIMIT ?", (limit,)
+        ).fetchall()
+        return [dict(row) for row in reversed(rows)]
+
+    # --- origins ---
+
+    def origin(self, path: str) -> Origin | None:
+        """What is known of an ingested file."""
+        row = self._db.execute("SELECT * FROM origins WHERE path = ?", (path,)).fetchone()
+        return None if row is None else origin_of(row)
+
+    def origin_with_digest(self, sha256: str) -> Origin | None:
+        """An ingested file with these bytes, wherever it lay."""
+        row = self._db.execute(
+            "SELECT * FROM origins WHERE sha256 = ? LIMIT 1", (sha256,)
+        ).fetchone()
+        return None if row is None else origin_of(row)
+
+    def remember_origin(self, origin: Origin) -> None:
+        """Note that a file was ingested, so that it is not ingested again."""
+        with self._commit():
+            self._db.execute(
+                "INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?, ?, ?)",
+                (origin.path, origin.size_bytes, origin.mtime_ns, origin.sha256,
+                 to_text(origin.outcome), self._now()),
+            )  # fmt: skip
+
+    # --- small things ---
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A remembered value, JSON."""
+        row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return default if row is None else json.loads(row["value"])
+
+    def set(self, key: str, value: Any) -> None:
+        """Remember a value, JSON."""
+        with self._commit():
+            self._set(key, value)
+
+    def _set(self, key: str, value: Any) -> None:
+        text = json.dumps(value, sort_keys=True, allow_nan=False)
+        self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, text))
+
+    def _close(self, end: AttemptEnd, now: str) -> None:
+        changed = self._db.execute(
+            "UPDATE attempts SET closed_at = ?, exit_reason = ?, receipt = ? "
+            "WHERE attempt_id = ? AND closed_at IS NULL",
+            (now, end.exit_reason, to_text(end.receipt), end.attempt_id),
+        ).rowcount
+        if changed != 1:
+            raise MoveRefused(f"attempt {end.attempt_id} is not open")
+
+    def _note(
+        self,
+        run_id: str,
+        start: State | None,
+        end: State,
+        reason: str,
+        details: Mapping[str, Any],
+        now: str,
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO transitions (run_id, from_state, to_state, reason, details, at) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (run_id, start, end, reason, to_text(details), now),
+        )
+
+    @contextlib.contextmanager
+    def _commit(self) -> Iterator[None]:
+        with transaction(self._db):
+            yield
+            failpoint("runs.before_commit")
+        failpoint("runs.after_commit")
+
+    def _now(self) -> str:
+        return utc_text(self._clock.now())

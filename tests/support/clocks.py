@@ -1,0 +1,28 @@
+"""A clock that moves only when it is told to."""
+
+from datetime import UTC, datetime, timedelta
+
+
+class ManualClock:
+    """Wall time and monotonic time under the test's hand; sleeping takes no time at all."""
+
+    def __init__(self, start: datetime = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)) -> None:
+        self._now = start
+        self._monotonic = 1000.0
+
+    def now(self) -> datetime:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+        self._monotonic += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock, as a correction of the system's time does."""
+        self._now += timedelta(seconds=seconds)
