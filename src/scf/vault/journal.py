@@ -178,6 +178,12 @@ class Vault:
             finally:
                 writer.discard()
 
+    @contextlib.contextmanager
+    def rehearsing(self) -> Iterator["Rehearsal"]:
+        """Learn what a writer would say, without writing anything."""
+        self._index.begin_session()
+        yield Rehearsal(self._index)
+
     def recover(self) -> None:
         """Put right what a crash left behind. Called by `writing`, under its lock.
 
@@ -319,6 +325,21 @@ class VaultWriter:
 
     def fossils_root(self) -> str:
         """RFC 6962 root over the CIDs (as text, ascending) of all fossils offered, hex."""
+        return self._index.offered_root()
+
+
+class Rehearsal:
+    """Answers as a `VaultWriter` would, and stores nothing. Made by `Vault.rehearsing`."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def add(self, fossil: Fossil) -> bool:
+        """Whether the fossil would be new."""
+        return self._index.offer(fossil, 0)
+
+    def fossils_root(self) -> str:
+        """As `VaultWriter.fossils_root`."""
         return self._index.offered_root()
 
 

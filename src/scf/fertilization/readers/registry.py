@@ -1,0 +1,52 @@
+"""Which readers there are, and which of them knows a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from scf.core.errors import InputError, UsageError
+from scf.fertilization.readers.base import HEAD_BYTES, Reader
+from scf.fertilization.readers.csv_table import CsvReader
+from scf.fertilization.readers.ndjson import NdjsonReader
+from scf.fertilization.readers.npz import NpzReader
+from scf.fertilization.readers.pkl import PickleReader
+from scf.fertilization.readers.tmy import Tmy2Reader, Tmy3Reader
+
+# Asked in this order: the most particular first (a TMY3 file is also a table with commas).
+READERS: Mapping[str, Reader] = {
+    reader.name: reader
+    for reader in (
+        Tmy3Reader(),
+        Tmy2Reader(),
+        NdjsonReader(),
+        NpzReader(),
+        PickleReader(),
+        CsvReader(),
+    )
+}
+
+
+class UnknownFormat(InputError):
+    """No reader knows the file."""
+
+    kind = "format"
+
+
+def reader_named(name: str, readers: Mapping[str, Reader] = READERS) -> Reader:
+    """The reader of this name. Raises UsageError that lists the known ones."""
+    if name not in readers:
+        raise UsageError(f"no reader {name!r}", remedy=f"Known readers: {', '.join(readers)}.")
+    return readers[name]
+
+
+def reader_for(path: Path, readers: Mapping[str, Reader] = READERS) -> Reader | None:
+    """The first reader that recognises the file; None where none does.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return next((reader for reader in readers.values() if reader.recognises(path, head)), None)
