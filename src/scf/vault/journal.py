@@ -108,6 +108,10 @@ class Vault:
 
     # Reading
 
+    def refresh(self) -> None:
+        """Let the index catch up with shards that another process committed."""
+        self._catch_up()
+
     def journal_size(self) -> int:
         """Bytes of the journal: the cheapest way to see that something changed."""
         return journal_size(self.folder.path)

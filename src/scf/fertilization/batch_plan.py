@@ -1,0 +1,220 @@
+"""The batch plan: which shards, which split, which seed. A run is trained and measured on a plan.
+
+The plan is hashed (`plan_id`), its fossils have a Merkle root, and it names no machine: it means
+the same wherever the shards lie. Whole families are held out, by hash, so that the same family is
+always on the same side, and a child plan keeps what its parent held out.
+Format: docs/formats/batch-plan.md.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from scf.core.canonical import canonical_json
+from scf.core.errors import InputError, NothingToDo, OperatorError
+from scf.core.identity import is_sha256_hex, sha256_hex
+from scf.core.merkle import TreeHasher
+from scf.storage import durable
+from scf.vault.journal import Vault
+from scf.vault.manifest import summary_from_json
+from scf.vault.shard import ShardDamaged, ShardSummary, read_shard
+
+SCHEMA = "scf.plan/1"
+TRAIN, HELD_OUT, ALL = "train", "held_out", "all"
+HELD_OUT_FRACTION = 0.15
+PlanShard = ShardSummary
+
+_HASH_DIGITS = 16
+_HASH_MAX = 16**_HASH_DIGITS - 1
+_TRIES = 5
+
+
+class PlanInvalid(InputError):
+    """A plan cannot be read."""
+
+    kind = "plan"
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What a run is made of.
+
+    Attributes:
+        shards: In the order of their commits, which is the stored order of the fossils.
+        fossils: How many fossils, both sides of the split, without the excluded ones.
+        merkle_root: RFC 6962 root over their CIDs (as text, ascending), hex.
+        seed: Of the split; the batcher has its own.
+        held_out_below: Families whose hash is below these 16 hexadecimal digits are held out.
+        excluded: CIDs that are in the shards and not in the plan (retracted), ascending.
+    """
+
+    shards: tuple[PlanShard, ...]
+    fossils: int
+    merkle_root: str
+    seed: int
+    held_out_below: str
+    excluded: tuple[str, ...] = ()
+
+    @property
+    def plan_id(self) -> str:
+        """SHA-256 of the canonical JSON of the plan."""
+        return sha256_hex(canonical_json(self.to_json()))
+
+    def is_held_out(self, family: str) -> bool:
+        """Whether this family is measured on, never trained on."""
+        return family_hash(self.seed, family) < self.held_out_below
+
+    def split_of(self, family: str) -> str:
+        """`held_out` or `train`."""
+        return HELD_OUT if self.is_held_out(family) else TRAIN
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": SCHEMA,
+            "shards": [asdict(shard) for shard in self.shards],
+            "fossils": self.fossils,
+            "merkle_root": self.merkle_root,
+            "seed": self.seed,
+            "held_out_below": self.held_out_below,
+            "excluded": list(self.excluded),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read the JSON form. Raises PlanInvalid with the key that is wrong."""
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise PlanInvalid(f"not a plan of schema {SCHEMA}")
+        shards = [
+            summary_from_json(s) if isinstance(s, dict) else None
+            for s in _of_type(value, "shards", list)
+        ]
+        if None in shards:
+            raise PlanInvalid(f"plan: shard {shards.index(None)} is malformed")
+        below = _of_type(value, "held_out_below", str)
+        if len(below) != _HASH_DIGITS or set(below) - set("0123456789abcdef"):
+            raise PlanInvalid("plan: 'held_out_below' must be 16 lower-case hexadecimal digits")
+        if not is_sha256_hex(value.get("merkle_root")):
+            raise PlanInvalid("plan: 'merkle_root' must be 64 lower-case hexadecimal digits")
+        return cls(
+            shards=tuple(shard for shard in shards if shard is not None),
+            fossils=_of_type(value, "fossils", int),
+            merkle_root=value["merkle_root"],
+            seed=_of_type(value, "seed", int),
+            held_out_below=below,
+            excluded=tuple(map(str, _of_type(value, "excluded", list))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFossil:
+    """One fossil of a plan, without its numbers."""
+
+    cid: str
+    verdict: str
+    family: str
+    split: str
+
+
+def make_plan(
+    vault: Vault,
+    *,
+    seed: int,
+    held_out_fraction: float = HELD_OUT_FRACTION,
+    parent: BatchPlan | None = None,
+    excluded: Iterable[str] = (),
+) -> BatchPlan:
+    """Plan over all that the vault holds.
+
+    With two families or more, at least one is held out and at least one is trained on. With a
+    parent, the parent's seed is kept, and its threshold is kept or raised: a family that was held
+    out once is never trained on later.
+
+    Raises:
+        NothingToDo: The vault holds no fossils.
+    """
+    left_out = frozenset(excluded)
+    for _ in range(_TRIES):
+        vault.refresh()
+        size = vault.journal_size()
+        entries = list(vault.entries())
+        tree = TreeHasher()
+        for cid in vault.cids():
+            if cid not in left_out:
+                tree.add(cid.encode("ascii"))
+        families = [name for name, _ in vault.families()]
+        if vault.journal_size() == size:
+            break
+    else:
+        raise OperatorError(
+            "the vault grows faster than it can be planned over",
+            remedy="Try again when the ingest beside this has ended.",
+        )
+    if tree.size == 0:
+        raise NothingToDo("the vault holds no fossils", remedy="Take some in: `scf ingest PATH`.")
+    split_seed = seed if parent is None else parent.seed
+    below = held_out_threshold(families, seed=split_seed, fraction=held_out_fraction)
+    if parent is not None:
+        below = max(below, parent.held_out_below)
+    return BatchPlan(
+        shards=tuple(entry.summary for entry in entries),
+        fossils=tree.size,
+        merkle_root=tree.root().hex(),
+        seed=split_seed,
+        held_out_below=below,
+        excluded=tuple(sorted(cid for cid in left_out if vault.contains(cid))),
+    )
+
+
+def read_plan(path: Path) -> BatchPlan:
+    """A plan from its file. Raises InputError that names it."""
+    try:
+        return BatchPlan.from_json(durable.read_json(path))
+    except PlanInvalid as error:
+        raise PlanInvalid(f"{path}: {error}") from error
+
+
+def plan_fossils(plan: BatchPlan, vault_root: Path) -> Iterator[PlanFossil]:
+    """Every fossil of a plan in the stored order, read from `vault_root` (`fossil_vault`).
+
+    Raises:
+        ShardDamaged: A shard is missing or unreadable. Digests are not recomputed here.
+    """
+    left_out = frozenset(plan.excluded)
+    for shard in plan.shards:
+        path = vault_root / shard.path
+        if not path.is_file():
+            raise ShardDamaged(path, "the plan names it, but it is missing")
+        for fossil in read_shard(path, verify_cid=False):
+            if fossil.cid not in left_out:
+                family = fossil.family
+                yield PlanFossil(fossil.cid, fossil.verdict, family, plan.split_of(family))
+
+
+def family_hash(seed: int, family: str) -> str:
+    """Where a family falls in the split: the first 16 digits of SHA-256 of `seed:family`."""
+    return hashlib.sha256(f"{seed}:{family}".encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def held_out_threshold(families: Iterable[str], *, seed: int, fraction: float) -> str:
+    """The threshold that holds out about `fraction` of the families, and never all or none.
+
+    Raises:
+        ValueError: `fraction` is not within 0 and 1.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"held-out fraction {fraction} is not within 0 and 1")
+    below = min(int(fraction * (_HASH_MAX + 1)), _HASH_MAX)
+    hashes = {int(family_hash(seed, family), 16) for family in families}
+    if len(hashes) >= 2:
+        below = max(below, min(hashes) + 1)
+        below = min(below, max(hashes))
+    return f"{below:0{_HASH_DIGITS}x}"
+
+
+def _of_type(value: dict[str, Any], key: str, kind: type) -> Any:
+    if type(value.get(key)) is not kind:
+        raise PlanInvalid(f"plan: {key!r} must be a {kind.__name__}")
+    return value[key]
