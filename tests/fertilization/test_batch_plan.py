@@ -1,0 +1,143 @@
+"""The batch plan: the same for the same vault, split by families, never leaking from its parent."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scf.core import merkle
+from scf.core.errors import NothingToDo
+from scf.daemon.setup import FoundryPlaces
+from scf.fertilization.batch_plan import (
+    BatchPlan,
+    PlanInvalid,
+    family_hash,
+    held_out_threshold,
+    make_plan,
+    plan_fossils,
+    read_plan,
+)
+from scf.vault.journal import Vault
+from support.fossils import fossil, write_fossils
+from support.vaults import ingest, open_vault
+
+
+@pytest.fixture
+def vault(foundry: FoundryPlaces):
+    with open_vault(foundry) as opened:
+        yield opened
+
+
+def filled(vault: Vault, tmp_path, count: int = 320) -> Vault:
+    ingest(vault, write_fossils(tmp_path / "in.ndjson", range(count)))
+    return vault
+
+
+def test_a_plan_names_all_fossils_by_their_root(vault: Vault, tmp_path) -> None:
+    plan = make_plan(filled(vault, tmp_path), seed=3)
+
+    cids = sorted(fossil(i).cid.encode() for i in range(320))
+    assert plan.fossils == 320
+    assert plan.merkle_root == merkle.root(cids).hex()
+    assert [shard.count for shard in plan.shards] == [320]
+
+
+def test_a_plan_survives_its_file_and_keeps_its_id(vault: Vault, tmp_path) -> None:
+    plan = make_plan(filled(vault, tmp_path), seed=3)
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
+
+    again = read_plan(tmp_path / "plan.json")
+
+    assert again == plan
+    assert again.plan_id == plan.plan_id
+    assert make_plan(vault, seed=3).plan_id == plan.plan_id
+    assert make_plan(vault, seed=4).plan_id != plan.plan_id
+
+
+def test_families_are_held_out_as_a_whole(vault: Vault, tmp_path) -> None:
+    plan = make_plan(filled(vault, tmp_path), seed=3, held_out_fraction=0.4)
+
+    sides: dict[str, set[str]] = {}
+    for item in plan_fossils(plan, vault.folder.path):
+        sides.setdefault(item.family, set()).add(item.split)
+
+    assert len(sides) == 5
+    assert all(len(side) == 1 for side in sides.values())
+    assert {"train"} in sides.values()
+    assert {"held_out"} in sides.values()
+
+
+@given(
+    st.sets(st.text(min_size=1, max_size=5), min_size=2, max_size=8),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
+def test_something_is_always_held_out_and_something_trained_on(
+    families: set[str], fraction: float, seed: int
+) -> None:
+    below = held_out_threshold(families, seed=seed, fraction=fraction)
+
+    held_out = [name for name in families if family_hash(seed, name) < below]
+    assert 0 < len(held_out) < len(families)
+
+
+def test_one_family_is_never_held_out_by_force() -> None:
+    assert held_out_threshold(["alone"], seed=0, fraction=0.0) == "0" * 16
+
+
+def test_a_child_holds_out_what_its_parent_did(vault: Vault, tmp_path) -> None:
+    """Also when more fossils came, with another seed and a smaller fraction asked for."""
+    parent = make_plan(filled(vault, tmp_path), seed=3, held_out_fraction=0.5)
+    ingest(vault, write_fossils(tmp_path / "more.ndjson", range(320, 900)))
+
+    child = make_plan(vault, seed=99, held_out_fraction=0.01, parent=parent)
+
+    assert child.fossils == 900
+    held_out = [f for f, _ in vault.families() if parent.is_held_out(f)]
+    assert held_out
+    assert all(child.is_held_out(family) for family in held_out)
+
+
+def test_excluded_fossils_leave_the_plan(vault: Vault, tmp_path) -> None:
+    filled(vault, tmp_path, 10)
+    gone = fossil(4).cid
+
+    plan = make_plan(vault, seed=0, excluded=[gone, fossil(77).cid])
+
+    assert plan.fossils == 9
+    assert plan.excluded == (gone,)
+    assert gone not in [item.cid for item in plan_fossils(plan, vault.folder.path)]
+
+
+def test_an_empty_vault_has_no_plan(vault: Vault) -> None:
+    with pytest.raises(NothingToDo):
+        make_plan(vault, seed=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": "scf.plan/2"},
+        {"shards": [{}]},
+        {"shards": None},
+        {"fossils": "3"},
+        {"merkle_root": "x"},
+        {"held_out_below": "F" * 16},
+        {"seed": None},
+    ],
+)
+def test_a_malformed_plan_is_refused(vault: Vault, tmp_path, change) -> None:
+    plan = make_plan(filled(vault, tmp_path, 3), seed=0).to_json()
+
+    with pytest.raises(PlanInvalid):
+        BatchPlan.from_json({**plan, **change})
+
+
+def test_a_plan_cannot_point_outside_the_vault(vault: Vault, tmp_path) -> None:
+    plan = make_plan(filled(vault, tmp_path, 3), seed=0)
+    shard = dataclasses.replace(plan.shards[0], path="../keys/vault.key")
+
+    with pytest.raises(PlanInvalid):
+        BatchPlan.from_json(dataclasses.replace(plan, shards=(shard,)).to_json())
