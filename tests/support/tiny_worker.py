@@ -1,4 +1,8 @@
-"""The real worker with one more job kind, `tiny`: `tiny_program.py` with the spec's config."""
+"""The real worker with small job kinds.
+
+`tiny` does what its config says (`tiny_program.py`); `train_ebdm` and `measure` are the miniatures of
+`tiny_jobs.py`, which make real checkpoints and reports without torch.
+"""
 
 import json
 import sys
@@ -7,13 +11,23 @@ from pathlib import Path
 from scf.daemon import gpu_worker
 from scf.dispatch.job import JobSpec
 
-PROGRAM = Path(__file__).with_name("tiny_program.py")
+HERE = Path(__file__).parent
 WORKER = (sys.executable, __file__)
 
 
 def tiny(spec: JobSpec) -> list[str]:
-    return [sys.executable, str(PROGRAM), json.dumps(dict(spec.config))]
+    return [sys.executable, str(HERE / "tiny_program.py"), json.dumps(dict(spec.config))]
+
+
+def train(spec: JobSpec) -> list[str]:
+    return [sys.executable, str(HERE / "tiny_jobs.py"), "train"]
+
+
+def measure(spec: JobSpec) -> list[str]:
+    given = {name: spec.input(name) for name in ("checkpoint", "champion")}
+    options = [part for name, row in given.items() if row for part in (f"--{name}", row.path)]
+    return [sys.executable, str(HERE / "tiny_jobs.py"), "measure", *options]
 
 
 if __name__ == "__main__":
-    sys.exit(gpu_worker.main(kinds={**gpu_worker.KINDS, "tiny": tiny}))
+    sys.exit(gpu_worker.main(kinds={"tiny": tiny, "train_ebdm": train, "measure": measure}))

@@ -66,6 +66,7 @@ MOVES: Mapping[State, Mapping[State, str]] = MappingProxyType(
         },
         _S.VERIFIED: {
             _S.PROVEN: "its statement is signed and in the audit log",
+            _S.RETURNED: "another champion stands since it was measured, so it is measured again",
             _S.FAILED: "it could not be proven within its tries",
         },
         _S.PROVEN: {

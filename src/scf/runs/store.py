@@ -19,7 +19,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, utc_text
-from scf.core.errors import UsageError
+from scf.core.errors import BudgetExceeded, UsageError
 from scf.core.identity import sha256_hex
 from scf.runs.record import (
     Attempt,
@@ -418,9 +418,17 @@ class RunStore:
 
     @contextlib.contextmanager
     def _commit(self) -> Iterator[None]:
-        with transaction(self._db):
-            yield
-            failpoint("runs.before_commit")
+        try:
+            with transaction(self._db):
+                yield
+                failpoint("runs.before_commit")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise BudgetExceeded(
+                    f"{DATABASE_NAME}: the home's disk is full; nothing was changed",
+                    remedy="Free room on the internal disk.",
+                ) from error
+            raise
         failpoint("runs.after_commit")
 
     def _now(self) -> str:

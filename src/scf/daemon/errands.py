@@ -1,0 +1,206 @@
+"""What the conductor does besides taking runs further: ingest, plan, log, release.
+
+Each is one bounded thing that can be done again. A file that cannot be ingested, or a release that
+cannot be packed, is put off and keeps nothing else waiting.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from scf.control.emergency_lock import EmergencyLock
+from scf.core.errors import (
+    BudgetExceeded,
+    DriveError,
+    EmergencyLocked,
+    InputError,
+)
+from scf.core.units import format_duration
+from scf.daemon.advance import BACKOFF_FIRST_S, backoff_s
+from scf.daemon.orient import describe, may_plan, orient
+from scf.daemon.pipeline import Bench
+from scf.daemon.pulse import Dropped, Pulse, Signs
+from scf.daemon.rooms import week_of
+from scf.runs.record import Origin, Run
+from scf.runs.state import State
+from scf.storage.failpoint import failpoint
+
+AUDIT_PER_TICK_MAX = 64
+INGEST_TELLS_EVERY_S = 5.0
+
+RELEASED_WEEK = "release.week"
+
+
+@dataclass
+class Errands:
+    """The errands of one daemon, with what they need, and which of them wait after a failure.
+
+    Attributes:
+        full: Set where the last round found a disk without room.
+    """
+
+    bench: Bench
+    pulse: Pulse
+    lock: EmergencyLock
+    log: Any
+    talk: Callable[[str], None]
+    full: BudgetExceeded | None = None
+    _tries: dict[str, int] = field(default_factory=dict)
+    _not_before: dict[str, float] = field(default_factory=dict)
+
+    def run_all(self, signs: Signs, *, min_fresh: int, auto_release: bool) -> bool:
+        """One round: at most one file, one plan, one release. Whether anything was done."""
+        self.full = None
+        did = self._try("audit", self.log_transitions)
+        dropped = next((d for d in signs.dropped if self._is_due(f"ingest {d.name}")), None)
+        if dropped is not None:
+            did |= self._try(f"ingest {dropped.name}", lambda: self.ingest(dropped))
+        elif signs.is_settled and signs.fresh_fossils >= min_fresh and may_plan(self.bench.store):
+            did |= self._try("plan", self.plan)
+        if auto_release:
+            did |= self._try("release", self.release)
+        return did
+
+    def waiting(self, *, tries_max: int) -> list[str]:
+        """Errands that failed, fewer than `tries_max` times: worth waiting for."""
+        return [name for name, tries in self._tries.items() if tries < tries_max]
+
+    def pending(self, signs: Signs, *, tries_max: int) -> bool:
+        """Whether there are files that will be ingested, now or once they are still."""
+        given_up = set(self.given_up(tries_max=tries_max))
+        left = [d for d in signs.dropped if f"ingest {d.name}" not in given_up]
+        # The look was before the round: what was ingested since is not left.
+        return bool(signs.unsettled or [d for d in left if d in self.pulse.dropped])
+
+    def given_up(self, *, tries_max: int) -> list[str]:
+        """Errands that failed so often that nobody should wait for them."""
+        return [name for name, tries in self._tries.items() if tries >= tries_max]
+
+    def log_transitions(self) -> bool:
+        """Enter what is not in the audit log yet, in order. A key makes twice once."""
+        waiting = self.bench.store.unaudited(limit=AUDIT_PER_TICK_MAX)
+        for transition in waiting:
+            index = self.bench.rooms.audit.append(
+                f"run.{transition.to_state}",
+                transition.run_id,
+                {
+                    "from": str(transition.from_state) if transition.from_state else None,
+                    "to": str(transition.to_state),
+                    "reason": transition.reason,
+                    "at": transition.at,
+                    "details": dict(transition.details),
+                },
+                key=f"run/{transition.run_id}/{transition.seq}/{transition.at}",
+            )
+            failpoint("pipeline.effect_done")
+            self.bench.store.mark_audited(transition.seq, index)
+        return bool(waiting)
+
+    def ingest(self, dropped: Dropped) -> bool:
+        """Take one dropped file in, unless the very same bytes were taken in before."""
+        store = self.bench.store
+        try:
+            sha256 = dropped.sha256()
+            known = store.origin_with_digest(sha256)
+            outcome = {"same_as": known.path} if known is not None else self._ingest(dropped)
+        except (InputError, FileNotFoundError, PermissionError) as error:
+            sha256, outcome = "", {"error": str(error)}
+            self.log.warning("ingest.refused", origin=dropped.name, error=str(error))
+            self.talk(f"{dropped.name}: not ingested: {error}")
+        failpoint("pipeline.effect_done")
+        if dropped.is_unchanged():
+            store.remember_origin(
+                Origin(dropped.name, dropped.size_bytes, dropped.mtime_ns, sha256, outcome)
+            )
+        self.pulse.ingested(dropped)
+        return True
+
+    def plan(self) -> bool:
+        """Make an intent out of what the vault holds."""
+        offset = self.pulse.journal_offset()
+        run, is_new = orient(self.bench.rooms, self.bench.store)
+        self.pulse.planned(offset)
+        if is_new:
+            self.log.info("run.discovered", run=run.run_id, **run.facts)
+            self.talk(f"{run.run_id}: {run.state}: {describe(run)}")
+        return is_new
+
+    def release(self) -> bool:
+        """Pack this week's release, once; mark the run that is in it."""
+        from scf.release.weekly import AlreadyReleased
+
+        store, rooms = self.bench.store, self.bench.rooms
+        week = week_of(rooms.clock).isoformat()
+        if store.get(RELEASED_WEEK) == week or rooms.champion() is None:
+            return False
+        self.lock.require_clear(f"the release of week {week}")
+        try:
+            made = rooms.make_release()
+        except AlreadyReleased as already:
+            release, generation = already.path, rooms.generation_in(already.path)
+        else:
+            assert made.path is not None
+            release, generation = made.path, made.generation
+            self.log.info("release.made", **made.to_json())
+            self.talk(f"{made.name}: released with {generation}, {made.num_files} files: {release}")
+        failpoint("pipeline.effect_done")
+        for run in store.runs({State.PROMOTED}):
+            if run.facts["generation"] == generation:
+                self._mark_released(run, release.name)
+        store.set(RELEASED_WEEK, week)
+        return True
+
+    def _mark_released(self, run: Run, name: str) -> None:
+        self.bench.store.move(run, State.RELEASED, f"it is in {name}", facts={"release": name})
+        self.log.info("run.moved", run=run.run_id, end=str(State.RELEASED), release=name)
+        self.talk(f"{run.run_id}: {State.RELEASED}: it is in {name}")
+
+    def _ingest(self, dropped: Dropped) -> dict[str, Any]:
+        clock = self.bench.rooms.clock
+        started, tell_at = clock.monotonic(), clock.monotonic() + INGEST_TELLS_EVERY_S
+
+        def on_progress(read: int) -> None:
+            nonlocal tell_at
+            self.lock.require_clear(f"the rest of {dropped.name}")
+            if clock.monotonic() >= tell_at:
+                tell_at = clock.monotonic() + INGEST_TELLS_EVERY_S
+                self.talk(f"{dropped.name}: {read} records so far")
+
+        report = self.bench.rooms.ingest(dropped.path, on_progress).to_json()
+        took = format_duration(clock.monotonic() - started)
+        self.log.info("ingest.done", seconds=clock.monotonic() - started, **report)
+        self.talk(
+            f"{dropped.name}: {report['accepted']} fossils in, {report['duplicates']} known, "
+            f"{report['quarantined']} quarantined, {took}"
+        )
+        return report
+
+    def _try(self, name: str, errand: Callable[[], bool]) -> bool:
+        """Do an errand unless it waits after a failure; one that fails keeps no other waiting."""
+        if not self._is_due(name):
+            return False
+        clock = self.bench.rooms.clock
+        self.lock.require_clear(name)
+        try:
+            did = errand()
+        except (EmergencyLocked, DriveError):
+            raise
+        except BudgetExceeded as error:
+            self.full = error
+            self._not_before[name] = clock.monotonic() + BACKOFF_FIRST_S
+            return False
+        except Exception as error:
+            # As around a stage: look whether the drive was pulled, before blaming the errand.
+            self.bench.rooms.drive.check()
+            self._tries[name] = self._tries.get(name, 0) + 1
+            pause_s = backoff_s(self._tries[name])
+            self._not_before[name] = clock.monotonic() + pause_s
+            self.log.exception("errand.failed", errand=name, pause_s=pause_s)
+            self.talk(f"{name}: {type(error).__name__}: {error}; again in {pause_s:g} s")
+            return True
+        self._tries.pop(name, None)
+        self._not_before.pop(name, None)
+        return did
+
+    def _is_due(self, name: str) -> bool:
+        return self._not_before.get(name, 0.0) <= self.bench.rooms.clock.monotonic()

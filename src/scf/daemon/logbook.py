@@ -1,0 +1,46 @@
+"""The daemon's log: JSON lines under `home/logs`, rotated by size, run and attempt ids in each.
+
+A log that cannot be written is no reason to stop: the states are in `runs.db`, the history in the
+audit log.
+"""
+
+import logging
+import logging.handlers
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+LOG_NAME = "daemon.ndjson"
+SIZE_MAX_BYTES = 10_000_000
+FILES_KEPT = 5
+
+
+class _QuietHandler(logging.handlers.RotatingFileHandler):
+    """Drops what cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        del record
+
+
+def open_log(home: Path) -> Any:
+    """The structlog logger of one home's daemon."""
+    folder = home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = _QuietHandler(
+        folder / LOG_NAME, maxBytes=SIZE_MAX_BYTES, backupCount=FILES_KEPT - 1, delay=True
+    )
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    sink = logging.Logger(f"scf.daemon.{home}", logging.INFO)
+    sink.addHandler(handler)
+    return structlog.wrap_logger(
+        sink,
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str, sort_keys=True),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,388 @@
+"""The table of stages: one bounded, repeatable function for each arrow in the life of a run.
+
+A stage looks at a run, does its one thing, and says what follows: a move, a wait, or another try
+later. It may be called again for the same run at any time (after a crash, it is), so everything it
+does is under a name that the same run always has: an attempt's id, a proof record, a generation.
+The conductor looks at the emergency lock before each stage and records what the stage says.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from scf.core.canonical import canonical_json
+from scf.core.errors import BudgetExceeded, InputError, VerificationFailed
+from scf.core.identity import sha256_hex
+from scf.daemon.rooms import Rooms
+from scf.dispatch.dispatcher import BundleMismatch
+from scf.dispatch.job import (
+    HOPELESS,
+    NOT_ITS_FAULT,
+    ExitReason,
+    JobExit,
+    JobInput,
+    JobPhase,
+    JobSpec,
+    JobStatus,
+)
+from scf.runs.record import Attempt, AttemptEnd, Run
+from scf.runs.state import State
+from scf.runs.store import RunStore
+
+TRAIN = "train_ebdm"
+MEASURE = "measure"
+
+# Jobs that the local machine works on at a time: training takes all its cores.
+LOCAL_JOBS_MAX = 1
+# A worker ends its program at the deadline; one that is still there so much later is ended for it.
+DEADLINE_GRACE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """The run goes to another state."""
+
+    to: State
+    reason: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    ends: AttemptEnd | None = None
+    counts: bool = False
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to record: a job runs, or the door is taken."""
+
+    reason: str
+    attempt_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The stage did not get through; it is tried again after a pause."""
+
+    reason: str
+    counts: bool = True
+    waits: bool = True
+    ends: AttemptEnd | None = None
+    full: BudgetExceeded | None = None
+
+
+Step = Move | Wait | Retry
+
+
+@dataclass
+class Bench:
+    """What stages work with.
+
+    Attributes:
+        rooms: The drive's rooms.
+        store: States and attempts.
+        max_attempts: Tries before a run is parked.
+        seen_running: When each open attempt was first seen running by this daemon (monotonic).
+    """
+
+    rooms: Rooms
+    store: RunStore
+    max_attempts: int
+    seen_running: dict[str, float] = field(default_factory=dict)
+
+
+Stage = Callable[[Run, Bench], Step]
+
+
+def validate(run: Run, bench: Bench) -> Step:
+    """DISCOVERED: is every shard of the plan in the vault, as the vault's key has signed it?"""
+    from scf.fertilization.batch_plan import BatchPlan
+    from scf.vault.manifest import manifest_path, read_manifest
+
+    keys = [bench.rooms.signer("vault").public_key]
+    plan = BatchPlan.from_json(bench.store.plan(run.run_id))
+    for shard in plan.shards:
+        path = bench.rooms.vault_folder / shard.path
+        try:
+            summary = read_manifest(manifest_path(path), keys)
+            size_bytes = path.stat().st_size
+        except (InputError, VerificationFailed, FileNotFoundError) as error:
+            return Move(State.QUARANTINED, f"shard {shard.path}: {error}")
+        told = (summary.sha256, summary.size_bytes, summary.merkle_root)
+        if told != (shard.sha256, size_bytes, shard.merkle_root):
+            return Move(State.QUARANTINED, f"shard {shard.path} is not what the plan names")
+    return Move(State.VALIDATED, f"shards as their manifests say: {len(plan.shards)}")
+
+
+def decide(run: Run, bench: Bench) -> Step:
+    """VALIDATED: which door? With one door there is one answer, and it is kept with its reason."""
+    del run
+    name = bench.rooms.door.name
+    return Move(State.PLANNED, f"door {name}: the only one configured", facts={"door": name})
+
+
+def submit(run: Run, bench: Bench) -> Step:
+    """PLANNED: start the training job, or find the one that was started."""
+    busy = _busy_with(run, TRAIN, bench)
+    if busy is not None:
+        return Wait(f"the door {bench.rooms.door.name} is taken by {busy}")
+    files = {
+        "plan.json": canonical_json(bench.store.plan(run.run_id)),
+        "train_config.json": canonical_json(run.intent["config"]),
+    }
+    folders = {}
+    if run.facts.get("parent"):
+        parent = bench.rooms.zoo().generation(run.facts["parent"]["generation"])
+        folders["parent"] = parent.checkpoint
+    attempt = _open_attempt(run, TRAIN, files, folders, bench)
+    resume = _bundle_to_resume(run, bench)
+    bench.rooms.door.submit(JobSpec.from_json(dict(attempt.spec)), files, resume=resume)
+    return Move(
+        State.SUBMITTED,
+        f"attempt {attempt.number} at door {attempt.door}",
+        details={"attempt": attempt.attempt_id},
+    )
+
+
+def watch(run: Run, bench: Bench) -> Step:
+    """SUBMITTED: wait for the job; take the checkpoint in, or note why there is none."""
+    attempt = _open_one(run, TRAIN, bench)
+    if attempt is None:
+        return Move(State.LOST, "no attempt is open")
+    status = bench.rooms.door.poll(attempt.attempt_id)
+    ended = _ended(attempt, status, bench)
+    if ended is None:
+        return Wait("training", attempt.attempt_id)
+    if ended.reason is ExitReason.COMPLETED:
+        try:
+            bench.rooms.door.collect(attempt.attempt_id)
+        except BundleMismatch as error:
+            ended = dataclasses.replace(
+                ended, reason=ExitReason.WORKER_ERROR, detail=f"not collected: {error}"
+            )
+        else:
+            return Move(
+                State.RETURNED,
+                "the checkpoint is here",
+                facts={"train_attempt": attempt.attempt_id},
+                ends=_receipt(attempt, ended, status, bench),
+            )
+    return Move(
+        State.LOST,
+        f"{ended.reason}: {ended.detail}" if ended.detail else str(ended.reason),
+        details={"attempt": attempt.attempt_id, "exit_reason": str(ended.reason)},
+        ends=_receipt(attempt, ended, status, bench),
+        counts=ended.reason not in NOT_ITS_FAULT,
+        waits=ended.reason not in NOT_ITS_FAULT | HOPELESS,
+    )
+
+
+def retry(run: Run, bench: Bench) -> Step:
+    """LOST: try again, or park the run with its reason."""
+    attempts = bench.store.attempts(run.run_id, TRAIN)
+    if attempts and attempts[-1].exit_reason in HOPELESS:
+        return Move(State.FAILED, f"parked, it would fail again: {run.reason}")
+    if run.tries >= bench.max_attempts:
+        return Move(State.FAILED, f"parked after {run.tries} tries: {run.reason}")
+    return Move(State.PLANNED, f"once more after: {run.reason}")
+
+
+def verify(run: Run, bench: Bench) -> Step:
+    """RETURNED: measure the checkpoint in a process of its own, and ask the gate."""
+    attempt = _open_one(run, MEASURE, bench)
+    if attempt is None:
+        busy = _busy_with(run, MEASURE, bench)
+        if busy is not None:
+            return Wait(f"the door {bench.rooms.door.name} is taken by {busy}")
+        try:
+            digest = bench.rooms.verify_checkpoint(_checkpoint(run, bench)).digest
+        except VerificationFailed as error:
+            return Move(State.REJECTED, f"not a checkpoint: {error}")
+        return _start_measuring(run, digest, bench)
+    status = bench.rooms.door.poll(attempt.attempt_id)
+    if status.phase is JobPhase.ABSENT:
+        return _start_measuring(run, attempt.spec["config"]["checkpoint_digest"], bench)
+    ended = _ended(attempt, status, bench)
+    if ended is None:
+        return Wait("measuring", attempt.attempt_id)
+    end = _receipt(attempt, ended, status, bench)
+    if ended.reason is not ExitReason.COMPLETED:
+        reason = f"measuring: {ended.reason}: {ended.detail}"
+        is_its_fault = ended.reason not in NOT_ITS_FAULT
+        return Retry(reason, counts=is_its_fault, waits=is_its_fault, ends=end)
+    return _judge(run, attempt, end, bench)
+
+
+def prove(run: Run, bench: Bench) -> Step:
+    """VERIFIED: sign the statement and log it. One run at a time between proof and promotion."""
+    others = [other.run_id for other in bench.store.runs({State.PROVEN}) if other != run]
+    if others:
+        return Wait(f"{others[0]} is being promoted")
+    champion = bench.rooms.champion()
+    now = champion.name if champion is not None else None
+    if now != run.facts["measured_against"]:
+        return Move(
+            State.RETURNED, f"measured against {run.facts['measured_against']}, {now} stands now"
+        )
+    record = bench.rooms.attest(
+        run.run_id,
+        checkpoint=_checkpoint(run, bench),
+        plan=bench.store.plan(run.run_id),
+        parent=run.facts.get("parent"),
+        report_path=_report(run, bench) / "report.json",
+        has_champion=now is not None,
+    )
+    return Move(State.PROVEN, f"stated in {record.name}", facts={"proof": record.name})
+
+
+def promote(run: Run, bench: Bench) -> Step:
+    """PROVEN: make it a generation of the zoo, and the champion."""
+    generation = bench.rooms.promote(
+        run.run_id,
+        checkpoint=_checkpoint(run, bench),
+        plan=bench.store.plan(run.run_id),
+        report_folder=_report(run, bench),
+        proof=run.facts["proof"],
+    )
+    return Move(State.PROMOTED, f"it is {generation.name}", facts={"generation": generation.name})
+
+
+# What is done with a run that stands in a state. PROMOTED is left by the weekly release.
+STAGES: Mapping[State, Stage] = MappingProxyType(
+    {
+        State.DISCOVERED: validate,
+        State.VALIDATED: decide,
+        State.PLANNED: submit,
+        State.SUBMITTED: watch,
+        State.LOST: retry,
+        State.RETURNED: verify,
+        State.VERIFIED: prove,
+        State.PROVEN: promote,
+    }
+)
+
+# Stages that only record what has happened anyway; a paused conductor goes on with these.
+RECORDING = frozenset({State.SUBMITTED})
+
+
+def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
+    champion = bench.rooms.champion()
+    files = {"plan.json": canonical_json(bench.store.plan(run.run_id))}
+    folders = {"checkpoint": _checkpoint(run, bench)}
+    if champion is not None:
+        folders["champion"] = champion.checkpoint
+    config = {
+        "checkpoint_digest": digest,
+        "measured_against": champion.name if champion is not None else None,
+    }
+    attempt = _open_attempt(run, MEASURE, files, folders, bench, config)
+    bench.rooms.door.submit(JobSpec.from_json(dict(attempt.spec)), files)
+    return Wait("measuring", attempt.attempt_id)
+
+
+def _judge(run: Run, attempt: Attempt, end: AttemptEnd, bench: Bench) -> Step:
+    config = attempt.spec["config"]
+    try:
+        bundle = bench.rooms.door.collect(attempt.attempt_id)
+        report, decision = bench.rooms.judge(
+            bundle / "outputs" / "report" / "report.json",
+            checkpoint_digest=config["checkpoint_digest"],
+            plan_id=run.facts["plan_id"],
+            has_champion=config["measured_against"] is not None,
+        )
+    except (InputError, BundleMismatch) as error:
+        return Retry(f"the report cannot be used: {error}", ends=end)
+    facts = {
+        "checkpoint_digest": config["checkpoint_digest"],
+        "measured_against": config["measured_against"],
+        "measure_attempt": attempt.attempt_id,
+        "gate": decision.to_json(),
+        "dsm_loss": report.dsm_loss.mean if report.dsm_loss is not None else None,
+    }
+    to = State.VERIFIED if decision.promote else State.REJECTED
+    return Move(to, "; ".join(decision.reasons), facts=facts, ends=end)
+
+
+def _open_attempt(
+    run: Run,
+    kind: str,
+    files: Mapping[str, bytes],
+    folders: Mapping[str, Path],
+    bench: Bench,
+    config: Mapping[str, Any] | None = None,
+) -> Attempt:
+    """The run's open attempt of this kind; what is to be done is on the medium before it is."""
+    inputs = (
+        *(JobInput(name, f"inputs/{name}", sha256_hex(data)) for name, data in files.items()),
+        *(JobInput(name, str(path)) for name, path in folders.items()),
+    )
+
+    def spec_of(attempt_id: str) -> dict[str, Any]:
+        return JobSpec(
+            job_id=attempt_id,
+            kind=kind,
+            deadline_s=bench.rooms.config.daemon.job_deadline_s,
+            config=dict(config or {}),
+            inputs=inputs,
+            vault=str(bench.rooms.vault_folder),
+        ).to_json()
+
+    return bench.store.open_attempt(run.run_id, kind, bench.rooms.door.name, spec_of)
+
+
+def _open_one(run: Run, kind: str, bench: Bench) -> Attempt | None:
+    attempts = bench.store.attempts(run.run_id, kind)
+    return attempts[-1] if attempts and attempts[-1].is_open else None
+
+
+def _busy_with(run: Run, kind: str, bench: Bench) -> str | None:
+    """Who keeps the door busy; None when this run may have it."""
+    others = [
+        a.attempt_id
+        for a in bench.store.open_attempts()
+        if (a.run_id, a.kind) != (run.run_id, kind)
+    ]
+    return others[0] if len(others) >= LOCAL_JOBS_MAX else None
+
+
+def _ended(attempt: Attempt, status: JobStatus, bench: Bench) -> JobExit | None:
+    """How the job ended; None while it runs. One that outstays its deadline is ended here."""
+    if status.phase is JobPhase.ENDED:
+        bench.seen_running.pop(attempt.attempt_id, None)
+        return status.exit
+    if status.phase is JobPhase.ABSENT:
+        return JobExit(ExitReason.LOST, "the door does not know it")
+    now = bench.rooms.clock.monotonic()
+    since = bench.seen_running.setdefault(attempt.attempt_id, now)
+    if now - since > float(attempt.spec["deadline_s"]) + DEADLINE_GRACE_S:
+        bench.rooms.door.cancel(attempt.attempt_id, at_once=True)
+    return None
+
+
+def _receipt(attempt: Attempt, ended: JobExit, status: JobStatus, bench: Bench) -> AttemptEnd:
+    receipt = {
+        **ended.to_json(),
+        **bench.rooms.placement(),
+        "placement": dict(status.placement),
+        "inputs": list(attempt.spec["inputs"]),
+    }
+    return AttemptEnd(attempt.attempt_id, str(ended.reason), receipt)
+
+
+def _bundle_to_resume(run: Run, bench: Bench) -> Path | None:
+    """The bundle of the last try, if a new one can go on from what it left."""
+    closed = [a for a in bench.store.attempts(run.run_id, TRAIN) if not a.is_open]
+    if not closed or closed[-1].exit_reason in HOPELESS:
+        return None
+    bundle = bench.rooms.jobs.path / closed[-1].attempt_id
+    return bundle if bundle.is_dir() else None
+
+
+def _checkpoint(run: Run, bench: Bench) -> Path:
+    return bench.rooms.jobs.path / str(run.facts["train_attempt"]) / "outputs" / "checkpoint"
+
+
+def _report(run: Run, bench: Bench) -> Path:
+    return bench.rooms.jobs.path / str(run.facts["measure_attempt"]) / "outputs" / "report"

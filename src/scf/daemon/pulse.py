@@ -1,0 +1,174 @@
+"""Pulse: what has changed? Fresh shards in the journal, and files that somebody dropped in.
+
+The journal is the truth and costs one `stat` a look. Files that were dropped into `fossil_vault`
+have no journal, so they are looked for, but never at gear speed: a scan is made every
+`SCAN_INTERVAL_S`. A file is taken once it has been still for `settle_s`; one that changes later is
+taken again, which costs time and changes nothing, since a fossil is known by its CID.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scf.core.clock import Clock
+from scf.runs.store import RunStore
+from scf.storage.ndjson import is_shard_name
+from scf.vault.watcher import VaultWatcher
+
+SCAN_INTERVAL_S = 5.0
+FILES_PER_SCAN_MAX = 10_000
+# Of fossil_vault itself; everything else in there was put there by somebody.
+_OWN_FOLDERS = frozenset({"shards", "quarantine"})
+
+PLANNED_OFFSET = "pulse.planned_offset"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A file that waits to be ingested.
+
+    Attributes:
+        path: Where it is.
+        name: Relative to `fossil_vault`: its name as an origin.
+        size_bytes: When it was seen.
+        mtime_ns: Likewise.
+    """
+
+    path: Path
+    name: str
+    size_bytes: int
+    mtime_ns: int
+
+    def sha256(self) -> str:
+        """Digest of its bytes now."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def is_unchanged(self) -> bool:
+        """Whether it is still as it was seen."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size_bytes, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What a look gave.
+
+    Attributes:
+        fresh_fossils: In the vault, and not in the last plan.
+        is_settled: The vault has been still for long enough to plan on it.
+        dropped: Files to ingest now.
+        unsettled: Files that are not still yet.
+    """
+
+    fresh_fossils: int
+    is_settled: bool
+    dropped: tuple[Dropped, ...]
+    unsettled: int
+
+
+class Pulse:
+    """Looks at one vault.
+
+    Args:
+        vault_folder: `fossil_vault` on the drive.
+        store: Remembers what was planned and what was ingested.
+        clock: Time.
+        settle_s: How long a file, or the vault, must be still.
+
+    Attributes:
+        dropped: Files to ingest, as of the last scan, without those dealt with since.
+    """
+
+    def __init__(
+        self, vault_folder: Path, store: RunStore, clock: Clock, *, settle_s: float
+    ) -> None:
+        self._folder = vault_folder
+        self._store = store
+        self._clock = clock
+        self._settle_s = settle_s
+        self._watcher = VaultWatcher(vault_folder, int(store.get(PLANNED_OFFSET, 0)))
+        self._fresh = 0
+        self._changed_at: float | None = None
+        self._next_scan = 0.0
+        self.dropped: tuple[Dropped, ...] = ()
+        self._unsettled = 0
+        # name -> (size, mtime, when it was first seen so, by the monotonic clock)
+        self._seen: dict[str, tuple[int, int, float]] = {}
+
+    def look(self, *, is_hasty: bool) -> Signs:
+        """See what changed. `is_hasty`: somebody waits, so the vault need not settle first."""
+        now = self._clock.monotonic()
+        if self._watcher.has_changed():
+            self._fresh += sum(entry.count for entry in self._watcher.fresh_entries())
+            self._changed_at = now
+        if now >= self._next_scan:
+            self._scan(now)
+        still_for = float("inf") if self._changed_at is None else now - self._changed_at
+        return Signs(
+            fresh_fossils=self._fresh,
+            is_settled=is_hasty or still_for >= self._settle_s,
+            dropped=self.dropped,
+            unsettled=self._unsettled,
+        )
+
+    def journal_offset(self) -> int:
+        """How far the journal has been read: what a plan made now covers at least."""
+        return self._watcher.offset
+
+    def planned(self, offset: int) -> None:
+        """A plan covers the journal up to `offset`: nothing before it is fresh any more."""
+        self._store.set(PLANNED_OFFSET, offset)
+        self._fresh = 0
+
+    def ingested(self, dropped: Dropped) -> None:
+        """`dropped` is dealt with; the next look goes on with the rest."""
+        self.dropped = tuple(d for d in self.dropped if d.name != dropped.name)
+
+    def _scan(self, now: float) -> None:
+        dropped: list[Dropped] = []
+        unsettled = 0
+        seen: dict[str, tuple[int, int, float]] = {}
+        for found in self._files():
+            known = self._store.origin(found.name)
+            if known and (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns):
+                continue
+            size, mtime, since = self._seen.get(found.name, (-1, 0, now))
+            if (size, mtime) != (found.size_bytes, found.mtime_ns):
+                since = now
+            seen[found.name] = (found.size_bytes, found.mtime_ns, since)
+            age_s = self._clock.now().timestamp() - found.mtime_ns / 1e9
+            if age_s >= self._settle_s or now - since >= self._settle_s:
+                dropped.append(found)
+            else:
+                unsettled += 1
+        self.dropped, self._unsettled, self._seen = tuple(dropped), unsettled, seen
+        # A file that is nearly still is looked at again when it may be.
+        wait_s = min(SCAN_INTERVAL_S, max(self._settle_s, 0.1)) if unsettled else SCAN_INTERVAL_S
+        self._next_scan = now + wait_s
+
+    def _files(self) -> Iterator[Dropped]:
+        count = 0
+        for parent, folders, names in os.walk(self._folder):
+            is_top = Path(parent) == self._folder
+            folders[:] = sorted(
+                f for f in folders if not f.startswith(".") and not (is_top and f in _OWN_FOLDERS)
+            )
+            for name in sorted(names):
+                if not is_shard_name(name):
+                    continue
+                path = Path(parent, name)
+                try:
+                    stat = path.stat()
+                except OSError:
+                    continue
+                relative = path.relative_to(self._folder).as_posix()
+                yield Dropped(path, relative, stat.st_size, stat.st_mtime_ns)
+                count += 1
+                if count >= FILES_PER_SCAN_MAX:
+                    return

@@ -1,0 +1,256 @@
+"""The rooms on the drive, opened together: what the stages of a run work with.
+
+Glue and nothing else: each method hands values from one room to another. Rooms that bring heavy
+libraries are imported where they are used, so that a waiting daemon stays small.
+"""
+
+import platform
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import scf
+from scf.audit.log import AuditLog
+from scf.config import FoundryConfig
+from scf.core.canonical import canonical_json
+from scf.core.clock import Clock, monday_of
+from scf.core.identity import sha256_hex
+from scf.dispatch.dispatcher import Dispatcher
+from scf.dispatch.local import WORKER, LocalDoor
+from scf.signing.keys import load_signer, public_keys
+from scf.signing.signer import Signer
+from scf.storage import durable
+from scf.storage.partitions import Drive, Folder
+
+if TYPE_CHECKING:
+    from scf.fertilization.batch_plan import BatchPlan
+    from scf.fertilization.primordial_soup import IngestReport
+    from scf.release.weekly import ReleaseResult
+    from scf.verification.gate import GateDecision
+    from scf.verification.report import Report
+    from scf.verification.verify_checkpoint import CheckpointFacts
+    from scf.zoo.registry import Generation, Zoo
+
+OpenDoor = Callable[[Folder, Path], Dispatcher]
+
+
+def open_local_door(jobs: Folder, home: Path) -> Dispatcher:
+    """The door of this machine, with the worker that knows training and measuring."""
+    return LocalDoor(jobs, home, worker=WORKER)
+
+
+@dataclass
+class Rooms:
+    """One drive's rooms, open.
+
+    Attributes:
+        config: All settings.
+        drive: The drive they are on.
+        jobs: Where job bundles lie.
+        door: Where jobs run.
+        audit: The audit log, open for writing.
+        clock: Time.
+    """
+
+    config: FoundryConfig
+    drive: Drive
+    jobs: Folder
+    door: Dispatcher
+    audit: AuditLog
+    clock: Clock
+
+    @classmethod
+    def open(cls, config: FoundryConfig, clock: Clock, open_door: OpenDoor) -> "Rooms":
+        """Open everything on the configured drive.
+
+        Raises:
+            DriveMissing: The drive is not there.
+            KeyMissing: There are no keys: `scf init` was not run.
+        """
+        drive = Drive.open(config.need_root())
+        signer = load_signer(config.home / "keys", "foundry")
+        jobs = drive.folder("system_cache", "jobs")
+        folder = drive.folder("zk_proofs", "audit")
+        audit = AuditLog.open(folder, config.home, signer, clock=clock)
+        return cls(config, drive, jobs, open_door(jobs, config.home), audit, clock)
+
+    @property
+    def vault_folder(self) -> Path:
+        """`fossil_vault` on the drive."""
+        return self.drive.root / "fossil_vault"
+
+    def signer(self, role: str) -> Signer:
+        """A signer, opened for this one use."""
+        return load_signer(self.config.home / "keys", role)
+
+    def ingest(self, path: Path, on_progress: Callable[[int], None]) -> "IngestReport":
+        """Take one file in; `on_progress` gets the number of records met, and may raise to stop."""
+        from scf.fertilization.primordial_soup import PrimordialSoupIngestor
+        from scf.vault.journal import Vault
+
+        settings = self.config.vault
+        with Vault.open(self.drive, self.config.home, self.signer("vault")) as vault:
+            ingestor = PrimordialSoupIngestor(
+                vault,
+                progress=lambda progress: on_progress(progress.read),
+                line_max_bytes=settings.line_max_bytes,
+                shard_bytes=settings.shard_bytes,
+            )
+            return ingestor.ingest(path)
+
+    def make_plan(self, parent: Mapping[str, Any] | None) -> "BatchPlan":
+        """A plan over all that the vault holds now; a child keeps what its parent held out."""
+        from scf.fertilization.batch_plan import BatchPlan, make_plan
+        from scf.vault.journal import Vault
+
+        settings = self.config.training
+        with Vault.open(self.drive, self.config.home) as vault:
+            return make_plan(
+                vault,
+                seed=settings.seed,
+                held_out_fraction=settings.held_out_fraction,
+                parent=BatchPlan.from_json(parent) if parent is not None else None,
+            )
+
+    def zoo(self) -> "Zoo":
+        """The zoo of this drive."""
+        from scf.zoo.registry import Zoo
+
+        return Zoo.open(self.drive.folder("model_zoo"), clock=self.clock)
+
+    def champion(self) -> "Generation | None":
+        """The generation that stands now."""
+        return self.zoo().champion()
+
+    def plan_of(self, generation: "Generation") -> dict[str, Any]:
+        """The batch plan of a generation."""
+        plan = durable.read_json(generation.path / "plan.json")
+        assert isinstance(plan, dict), f"{generation.path / 'plan.json'} is not an object"
+        return plan
+
+    def promote(
+        self,
+        run_id: str,
+        *,
+        checkpoint: Path,
+        report_folder: Path,
+        plan: Mapping[str, Any],
+        proof: str,
+    ) -> "Generation":
+        """Make the run a generation and the champion; once for each run."""
+        signer = self.signer("foundry")
+        return self.zoo().promote(
+            run_id=run_id,
+            checkpoint=checkpoint,
+            report_folder=report_folder,
+            plan=plan,
+            proof=self.drive.folder("zk_proofs").path / proof,
+            keys=[signer.public_key],
+        )
+
+    def verify_checkpoint(self, folder: Path) -> "CheckpointFacts":
+        """Every byte of a checkpoint. Raises CheckpointInvalid."""
+        from scf.verification.verify_checkpoint import verify_checkpoint
+
+        return verify_checkpoint(folder)
+
+    def judge(
+        self, report_path: Path, *, checkpoint_digest: str, plan_id: str, has_champion: bool
+    ) -> "tuple[Report, GateDecision]":
+        """Read a report and ask the gate. Raises InputError for a report that is none."""
+        from scf.verification.gate import decide
+        from scf.verification.report import read_report
+
+        report = read_report(report_path)
+        decision = decide(
+            report,
+            settings=self.config.gate,
+            checkpoint_digest=checkpoint_digest,
+            plan_id=plan_id,
+            has_champion=has_champion,
+        )
+        return report, decision
+
+    def attest(
+        self,
+        run_id: str,
+        *,
+        checkpoint: Path,
+        plan: Mapping[str, Any],
+        parent: Mapping[str, str] | None,
+        report_path: Path,
+        has_champion: bool,
+    ) -> Path:
+        """Sign and log what the run made; returns the proof record. Twice is once."""
+        from scf.proofs.attest import attest
+        from scf.proofs.statement import Parent, build_statement
+
+        facts = self.verify_checkpoint(checkpoint)
+        report, decision = self.judge(
+            report_path,
+            checkpoint_digest=facts.digest,
+            plan_id=plan_id_of(plan),
+            has_champion=has_champion,
+        )
+        statement = build_statement(
+            run_id=run_id,
+            checkpoint=facts,
+            plan=plan,
+            parent=Parent(**parent) if parent is not None else None,
+            report=report,
+            decision=decision,
+            code_version=scf.__version__,
+        )
+        return attest(
+            statement,
+            folder=self.drive.folder("zk_proofs"),
+            audit=self.audit,
+            signer=self.signer("foundry"),
+        )
+
+    def make_release(self) -> "ReleaseResult":
+        """Pack this week's release. Raises AlreadyReleased with its path when there is one."""
+        from scf.release.weekly import Foundry, make_release
+        from scf.vault.journal import Vault
+
+        with Vault.open(self.drive, self.config.home) as vault:
+            foundry = Foundry(
+                releases=self.drive.folder("release_history"),
+                zoo=self.zoo(),
+                vault=vault,
+                audit=self.audit,
+                signer=self.signer("foundry"),
+                keys=public_keys(self.config.home / "keys"),
+                code_version=scf.__version__,
+                clock=self.clock,
+            )
+            return make_release(foundry)
+
+    def generation_in(self, release: Path) -> str:
+        """The generation that a release holds."""
+        from scf.release.archive import read_release
+
+        return str(read_release(release)["generation"]["name"])
+
+    def placement(self) -> dict[str, Any]:
+        """What a receipt says of this machine and this code. Unknown figures are null, not zero."""
+        return {
+            "code_version": scf.__version__,
+            "host": socket.gethostname(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "cost_usd": 0.0,
+            "energy_j": None,
+        }
+
+
+def plan_id_of(plan: Mapping[str, Any]) -> str:
+    """The plan's name: the digest of its canonical JSON."""
+    return sha256_hex(canonical_json(dict(plan)))
+
+
+def week_of(clock: Clock) -> date:
+    """The Monday that names the release of this week (UTC)."""
+    return monday_of(clock.now().date())

@@ -1,0 +1,438 @@
+"""The Sovereign Daemon: the conductor. It asks, waits and records; it computes nothing.
+
+    python -m scf.daemon.scf_daemon [--home DIR] [--root DRIVE] [--once | --until-idle]
+
+`Conductor.tick` does a bounded amount of work and returns; the loop outside calls it at the pace of
+the gear. Each tick: read the operator's commands, look at the emergency lock and at the drive, see
+what changed (Pulse), plan (Orient), and take each run one stage further (`pipeline`). Restart after
+a crash is a tick like any other: what was to be done is in `runs.db`, and every stage can be done
+twice.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from scf.config import FoundryConfig, find_home, load_config
+from scf.control.control_file import GEAR_FLOORS_S
+from scf.control.emergency_lock import EmergencyLock
+from scf.core.clock import Clock, SystemClock
+from scf.core.errors import (
+    BudgetExceeded,
+    DoorError,
+    DriveError,
+    EmergencyLocked,
+    OperatorError,
+    ScfError,
+)
+from scf.daemon.advance import advance, is_due
+from scf.daemon.commands import Operator
+from scf.daemon.errands import Errands
+from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
+from scf.daemon.logbook import open_log
+from scf.daemon.pipeline import RECORDING, Bench
+from scf.daemon.pulse import Pulse
+from scf.daemon.rooms import OpenDoor, Rooms, open_local_door
+from scf.dispatch.bundle import Bundle
+from scf.dispatch.dispatcher import Dispatcher
+from scf.dispatch.job import JobPhase
+from scf.runs.state import ACTIVE
+from scf.runs.store import RunStore
+from scf.storage.instance_lock import instance_lock
+from scf.storage.partitions import Drive, Folder
+
+# A tick takes at most so many runs one stage further.
+RUNS_PER_TICK_MAX = 16
+# The emergency lock is looked at this often while the loop sleeps, whatever the gear.
+LOCK_LOOK_S = 0.1
+# Somebody sits and waits for `--until-idle`, so its pace is at least this.
+HASTY_FLOOR_S = 0.1
+# After a stop, jobs may save their state for so long; then the daemon leaves, and they go on.
+STOP_WAIT_S = 45.0
+# Another process may look at our lock for an instant (`scf status`).
+START_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a tick came to.
+
+    Attributes:
+        state: What the conductor is at.
+        did: Whether something was done; then there may be more to do at once.
+        is_idle: Nothing is left to do, and nothing is waited for.
+        trouble: Why it cannot work, where it cannot.
+    """
+
+    state: DaemonState
+    did: bool = False
+    is_idle: bool = False
+    trouble: ScfError | None = None
+
+
+class Conductor:
+    """Takes runs through their stages, one bounded tick at a time.
+
+    Args:
+        config: All settings.
+        clock: Time.
+        open_door: How to open the door for jobs on a drive.
+        talk: Gets lines for people.
+        is_hasty: Somebody waits for the end: plan without letting the vault settle.
+    """
+
+    def __init__(
+        self,
+        config: FoundryConfig,
+        *,
+        clock: Clock,
+        open_door: OpenDoor = open_local_door,
+        talk: Callable[[str], None] = lambda _: None,
+        is_hasty: bool = False,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._open_door = open_door
+        self._talk = talk
+        self._is_hasty = is_hasty
+        self._log = open_log(config.home)
+        self.lock = EmergencyLock(config.home)
+        self.store = RunStore.open(config.home, clock)
+        self.operator = Operator(
+            config.home,
+            self.store,
+            clock,
+            default_gear=config.daemon.gear,
+            log=self._log,
+            talk=talk,
+        )
+        self._heartbeat = Heartbeat(config.home, clock)
+        self._teller = Teller(talk, clock)
+        self._rooms: Rooms | None = None
+        self._errands: Errands | None = None
+        self._holding = ExitStack()
+        self._is_stop_passed_on = False
+        self._full: BudgetExceeded | None = None
+
+    def open(self) -> None:
+        """Open the drive's rooms now: a wrong root or a second daemon is noticed at once."""
+        if self._rooms is not None:
+            return
+        with ExitStack() as holding:
+            # Two homes must not work on one drive either. The folder is found through the drive, so
+            # that no lock file is made where the drive is not.
+            cache = Drive.open(self._config.need_root()).folder("system_cache")
+            holder = f"scf daemon of home {self._config.home}"
+            holding.enter_context(
+                instance_lock(cache.path / LOCK_NAME, holder=holder, wait_s=START_WAIT_S)
+            )
+            rooms = Rooms.open(self._config, self._clock, self._open_door)
+            self._holding = holding.pop_all()
+        settings = self._config.daemon
+        bench = Bench(rooms, self.store, settings.max_attempts)
+        pulse = Pulse(rooms.vault_folder, self.store, self._clock, settle_s=settings.settle_s)
+        self._rooms = rooms
+        self._errands = Errands(bench, pulse, self.lock, self._log, self._talk)
+
+    def close(self) -> None:
+        """Let go of everything. Running jobs go on, and are found again."""
+        self._drop_rooms()
+        self._heartbeat.show(DaemonState.STOPPED)
+        self.store.close()
+
+    def tick(self) -> Tick:
+        """Do a bounded amount of what is to be done now."""
+        try:
+            self.operator.obey()
+            tick = self._work()
+        except EmergencyLocked as locked:
+            self._end_jobs(at_once=True)
+            tick = Tick(DaemonState.EMERGENCY_LOCKED, trouble=locked)
+        except DriveError as missing:
+            self._end_jobs(at_once=True)
+            self._drop_rooms()
+            tick = Tick(DaemonState.DRIVE_MISSING, trouble=missing)
+        except BudgetExceeded as full:
+            tick = Tick(DaemonState.DISK_FULL, trouble=full)
+        self._show(tick)
+        return tick
+
+    def has_running_jobs(self) -> bool:
+        """Whether a job that we started is running."""
+        door = self._any_door()
+        for attempt in self.store.open_attempts():
+            with suppress(DoorError):
+                if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
+                    return True
+        return False
+
+    def raise_given_up(self) -> None:
+        """Raise OperatorError when something failed so often that nobody should wait for it."""
+        tries_max = self._config.daemon.max_attempts
+        names = self._errands.given_up(tries_max=tries_max) if self._errands is not None else []
+        if names:
+            raise OperatorError(
+                f"not done after {tries_max} tries: {', '.join(names)}",
+                remedy=f"The reason is in {self._config.home / 'logs'}.",
+            )
+
+    def _work(self) -> Tick:
+        self.lock.require_clear("the conductor's work")
+        if self._rooms is None:
+            self.open()
+        assert self._rooms is not None
+        assert self._errands is not None
+        self._rooms.drive.check()
+        if self.operator.stopping is not None:
+            return self._stop()
+        if self.operator.is_paused:
+            did = self._advance_runs(only_recording=True)
+            # Paused is as far as it gets: whoever waits for the end does not wait for `resume`.
+            return Tick(DaemonState.PAUSED, did, is_idle=not did and not self.has_running_jobs())
+        signs = self._errands.pulse.look(is_hasty=self._is_hasty)
+        settings = self._config.daemon
+        did = self._errands.run_all(
+            signs, min_fresh=settings.min_fresh_fossils, auto_release=settings.auto_release
+        )
+        did |= self._advance_runs(only_recording=False)
+        full = self._full or self._errands.full
+        if full is not None:
+            raise full
+        is_idle = not (
+            did
+            or self._errands.pending(signs, tries_max=settings.max_attempts)
+            or self._errands.waiting(tries_max=settings.max_attempts)
+            or self.store.runs(ACTIVE)
+        )
+        return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)
+
+    def _advance_runs(self, *, only_recording: bool) -> bool:
+        assert self._errands is not None
+        did = False
+        self._full = None
+        states = RECORDING if only_recording else ACTIVE
+        now = self._clock.now()
+        due = [run for run in self.store.runs(states) if is_due(run, now)]
+        for run in due[:RUNS_PER_TICK_MAX]:
+            self.lock.require_clear(f"the next stage of {run.run_id}")
+            progress = advance(run, self._errands.bench, log=self._log, talk=self._talk)
+            did |= progress.moved
+            self._full = self._full or progress.full
+            if progress.attempt_id is not None:
+                self._tell_progress(progress.attempt_id)
+        return did
+
+    def _stop(self) -> Tick:
+        """Start nothing more; let jobs end (drain), or ask them to save and end (now)."""
+        did = self._advance_runs(only_recording=True)
+        if self.operator.stopping == "now" and not self._is_stop_passed_on:
+            self._is_stop_passed_on = True
+            self._end_jobs(at_once=False)
+        return Tick(DaemonState.STOPPING, did, is_idle=not did and not self.has_running_jobs())
+
+    def _end_jobs(self, *, at_once: bool) -> None:
+        door = self._any_door()
+        for attempt in self.store.open_attempts():
+            with suppress(DoorError):
+                if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
+                    door.cancel(attempt.attempt_id, at_once=at_once)
+                    self._log.warning(
+                        "job.cancelled", run=attempt.run_id, attempt=attempt.attempt_id
+                    )
+                    self._talk(f"{attempt.attempt_id}: told to end")
+
+    def _any_door(self) -> Dispatcher:
+        """The door, with or without the drive: a job can be found and ended when it has gone."""
+        if self._rooms is not None:
+            return self._rooms.door
+        jobs = Folder(self._config.need_root() / "system_cache" / "jobs")
+        return self._open_door(jobs, self._config.home)
+
+    def _drop_rooms(self) -> None:
+        self._holding.close()
+        self._rooms = self._errands = None
+
+    def _tell_progress(self, attempt_id: str) -> None:
+        assert self._rooms is not None
+        note = Bundle(self._rooms.jobs.path / attempt_id).last_progress()
+        self._teller.tell(attempt_id, note)
+
+    def _show(self, tick: Tick) -> None:
+        trouble = str(tick.trouble) if tick.trouble is not None else None
+        about = {"gear": self.operator.gear, "trouble": trouble}
+        if self._heartbeat.show(tick.state, **about):
+            self._log.info("daemon.state", state=str(tick.state), trouble=trouble)
+            if tick.trouble is not None:
+                self._talk(f"{tick.state}: {tick.trouble}")
+
+
+def run_daemon(
+    config: FoundryConfig,
+    *,
+    once: bool = False,
+    until_idle: bool = False,
+    gear: str | None = None,
+    clock: Clock | None = None,
+    open_door: OpenDoor = open_local_door,
+    talk: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Run the conductor; returns 0 when it ended as it was asked to.
+
+    Args:
+        config: All settings.
+        once: One tick, then return.
+        until_idle: Return once nothing is left to do. Neither: run until told to stop.
+        gear: In place of the operator's gear, for this run of the daemon.
+        clock: Time.
+        open_door: How jobs are run; tests bring their own worker.
+        talk: Gets lines for people.
+
+    Raises:
+        AlreadyRunning: A daemon has this home, or this drive.
+        EmergencyLocked: `once` and `until_idle` only; else it waits for `scf unlock`.
+        DriveMissing: There is no drive at the start; later it waits, unless somebody waits for it.
+        BudgetExceeded: `once` and `until_idle` only; else it waits for room.
+        OperatorError: `until_idle`: something failed so often that it is not waited for.
+        KeyboardInterrupt: SIGINT; jobs were asked to save their state and end.
+    """
+    clock = clock or SystemClock()
+    if not config.home.is_dir():
+        raise OperatorError(f"{config.home}: no home here", remedy="Run `scf init` first.")
+    lock = instance_lock(config.home / LOCK_NAME, holder="scf daemon", wait_s=START_WAIT_S)
+    with lock:
+        conductor = Conductor(
+            config, clock=clock, open_door=open_door, talk=talk, is_hasty=once or until_idle
+        )
+        with _closing(conductor), _signals(conductor.operator, talk) as caught:
+            if not conductor.lock.is_set:
+                conductor.open()
+            talk(f"conductor of {config.home} on {config.need_root()}")
+            _loop(conductor, clock, once=once, until_idle=until_idle, gear=gear)
+        if signal.SIGINT in caught:
+            raise KeyboardInterrupt
+    return 0
+
+
+def _loop(
+    conductor: Conductor, clock: Clock, *, once: bool, until_idle: bool, gear: str | None
+) -> None:
+    stop_by: float | None = None
+    while True:
+        tick = conductor.tick()
+        if (once or until_idle) and tick.trouble is not None:
+            raise tick.trouble
+        if once:
+            return
+        if conductor.operator.stopping is not None:
+            stop_by = stop_by or clock.monotonic() + STOP_WAIT_S
+            is_drained = conductor.operator.stopping == "drain" or clock.monotonic() < stop_by
+            if tick.is_idle or tick.trouble is not None or not is_drained:
+                return
+        elif until_idle and tick.is_idle:
+            conductor.raise_given_up()
+            return
+        if not tick.did:
+            floor_s = GEAR_FLOORS_S[gear] if gear else conductor.operator.floor_s
+            is_quick = until_idle or conductor.operator.stopping is not None
+            _sleep(conductor, min(floor_s, HASTY_FLOOR_S) if is_quick else floor_s, clock)
+
+
+def _sleep(conductor: Conductor, pause_s: float, clock: Clock) -> None:
+    """Wait, but not through a change of the emergency lock nor a signal to stop."""
+    was_set, was_stopping = conductor.lock.is_set, conductor.operator.stopping
+    end = clock.monotonic() + pause_s
+    while (left_s := end - clock.monotonic()) > 0:
+        clock.sleep(min(left_s, LOCK_LOOK_S))
+        if conductor.lock.is_set != was_set or conductor.operator.stopping != was_stopping:
+            return
+
+
+@contextmanager
+def _closing(conductor: Conductor) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        conductor.close()
+
+
+@contextmanager
+def _signals(operator: Operator, talk: Callable[[str], None]) -> Iterator[set[int]]:
+    """SIGTERM and SIGINT ask for a stop; the second one ends the daemon where it stands."""
+    caught: set[int] = set()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        if caught:
+            raise KeyboardInterrupt
+        caught.add(number)
+        operator.stopping = "now"
+        talk(f"{signal.Signals(number).name}: stopping; jobs may save their state")
+
+    before = {}
+    with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
+        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m scf.daemon.scf_daemon`; returns the exit code."""
+    options = _parser().parse_args(arguments)
+
+    def talk(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    try:
+        home = find_home(options.home, os.environ)
+        config = load_config(home, root=options.root, environment=os.environ)
+        return run_daemon(
+            config,
+            once=options.once,
+            until_idle=options.until_idle,
+            gear=options.gear,
+            talk=talk,
+        )
+    except ScfError as error:
+        talk(f"scf: {error}")
+        if error.remedy:
+            talk(f"     {error.remedy}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scf.daemon.scf_daemon",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit codes: 0 ok; 1 failure, or another daemon is running; 2 usage; 4 emergency "
+        "lock;\n6 disk full; 7 drive missing; 130 interrupted. `scf daemon run` is the same.",
+    )
+    parser.add_argument("--home", type=Path, default=None, help="the home (default: SCF_HOME)")
+    parser.add_argument("--root", type=Path, default=None, help="the drive (default: SCF_ROOT)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--once", action="store_true", help="one tick, then return")
+    group.add_argument(
+        "--until-idle", action="store_true", help="return once nothing is left to do"
+    )
+    parser.add_argument(
+        "--gear",
+        choices=tuple(GEAR_FLOORS_S),
+        default=None,
+        help="polling floor for this run, in place of the operator's",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Where does the foundry stand? Read from the files it keeps, without asking the daemon.
+
+Works with the daemon stopped or hanging, and says so when the drive is not there.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scf.config import FoundryConfig
+from scf.control.emergency_lock import EmergencyLock
+from scf.core.clock import SystemClock
+from scf.core.errors import DriveError, InputError
+from scf.core.identity import sha256_hex
+from scf.daemon.heartbeat import DaemonState, read_state
+from scf.runs.store import DATABASE_NAME, RunStore
+from scf.storage import durable
+from scf.storage.partitions import Drive
+
+
+@contextlib.contextmanager
+def reading_store(home: Path) -> Iterator[RunStore | None]:
+    """The run store for reading; None where there is none yet (and none is made)."""
+    if not (home / DATABASE_NAME).is_file():
+        yield None
+        return
+    store = RunStore.open(home, SystemClock())
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def standing(config: FoundryConfig) -> dict[str, Any]:
+    """What `scf status --json` prints."""
+    shown = read_state(config.home)
+    is_locked = EmergencyLock(config.home).is_set
+    drive = _drive(config)
+    state = DaemonState.EMERGENCY_LOCKED if is_locked else shown.get("state")
+    if drive is None and not is_locked and config.root is not None:
+        state = DaemonState.DRIVE_MISSING
+    with reading_store(config.home) as store:
+        counts = store.counts() if store is not None else {}
+        gear = store.get("operator.gear", config.daemon.gear) if store else config.daemon.gear
+        is_paused = bool(store.get("operator.is_paused", default=False)) if store else False
+        generation = _champion(drive)
+        release = _newest_release(drive)
+        return {
+            "schema_version": 1,
+            "state": str(state),
+            "trouble": shown.get("trouble"),
+            "gear": str(gear),
+            "is_paused": is_paused,
+            "emergency_lock": is_locked,
+            "home": str(config.home),
+            "root": str(config.root) if config.root else None,
+            "generation": generation["generation"] if generation else None,
+            "release": release["name"] if release else None,
+            "plan": _plan_facts(generation),
+            "chain": _chain(generation, release),
+            "runs": counts,
+            "daemon": shown,
+        }
+
+
+def standing_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [
+        f"state       {found['state']}" + (f" ({found['trouble']})" if found["trouble"] else ""),
+        f"gear        {found['gear']}" + (" (paused)" if found["is_paused"] else ""),
+        f"lock        {'SET' if found['emergency_lock'] else 'clear'}",
+        f"home        {found['home']}",
+        f"root        {found['root'] or '-'}",
+        f"generation  {found['generation'] or '-'}",
+        f"release     {found['release'] or '-'}",
+    ]
+    plan = found["plan"]
+    if plan is not None:
+        lines.append(f"plan        {plan['fossils']} fossils, root {plan['merkle_root'][:16]}")
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(found["runs"].items()))
+    lines.append(f"runs        {counts or 'none'}")
+    return "\n".join(lines)
+
+
+def _drive(config: FoundryConfig) -> Drive | None:
+    if config.root is None:
+        return None
+    try:
+        return Drive.open(config.root)
+    except DriveError:
+        return None
+
+
+def _champion(drive: Drive | None) -> dict[str, Any] | None:
+    """The champion's entry, read without opening the zoo for writing."""
+    if drive is None:
+        return None
+    zoo = drive.root / "model_zoo"
+    try:
+        name = durable.read_json(zoo / "champion.json")["generation"]
+        entry = durable.read_json(zoo / name / "entry.json")
+    except (InputError, KeyError, TypeError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _newest_release(drive: Drive | None) -> dict[str, Any] | None:
+    """RELEASE.json of the newest week, with its own digest as `release_sha256`."""
+    if drive is None:
+        return None
+    for folder in sorted((drive.root / "release_history").glob("week-*"), reverse=True):
+        path = folder / "RELEASE.json"
+        try:
+            value = durable.read_json(path)
+            return {**value, "release_sha256": sha256_hex(path.read_bytes())}
+        except (InputError, OSError, TypeError):
+            continue
+    return None
+
+
+def _plan_facts(generation: dict[str, Any] | None) -> dict[str, Any] | None:
+    if generation is None:
+        return None
+    return {key: generation.get(key) for key in ("plan_id", "fossils", "merkle_root")}
+
+
+def _chain(generation: dict[str, Any] | None, release: dict[str, Any] | None) -> dict[str, Any]:
+    """From the newest release down to the root of its fossils.
+
+    Before there is a release, from the champion down; null where there is no link yet. The release
+    may hold an earlier generation than the champion: the chain is the release's own.
+    """
+    made, plan = generation or {}, generation or {}
+    if release is not None:
+        made = {**release["generation"], "generation": release["generation"]["name"]}
+        plan = release["plan"]
+    return {
+        "release": release["name"] if release else None,
+        "release_sha256": release["release_sha256"] if release else None,
+        "generation": made.get("generation"),
+        "checkpoint_digest": made.get("checkpoint_digest"),
+        "run": made.get("run"),
+        "plan_id": plan.get("plan_id"),
+        "merkle_root": plan.get("merkle_root"),
+    }
