@@ -52,7 +52,7 @@ def test_an_empty_zoo(place: SmallFoundry) -> None:
     assert zoo.generations() == []
     assert zoo.champion() is None
     with pytest.raises(UnknownGeneration, match="no generation 'ebdm_gen0001'"):
-        zoo.get("ebdm_gen0001")
+        zoo.generation("ebdm_gen0001")
 
 
 def test_a_promoted_run_is_the_champion(place: SmallFoundry) -> None:

@@ -94,7 +94,7 @@ class Zoo:
         """
         return [read_generation(self._folder.path / name) for name in self._names()]
 
-    def get(self, name: str) -> Generation:
+    def generation(self, name: str) -> Generation:
         """The generation of that name.
 
         Raises:
@@ -177,7 +177,7 @@ class Zoo:
             raise UsageError(
                 "a rollback needs a reason", remedy="Say why, for whoever reads the history."
             )
-        generation = self.get(name)
+        generation = self.generation(name)
         history = self.history()
         if history and history[-1].generation == name:
             raise NothingToDo(f"{name} is the champion already")

@@ -1,0 +1,192 @@
+"""What goes into a release: every file, and where its bytes come from.
+
+Nothing is written here. Files are named relative to the release; their bytes are either a file of
+the generation or the vault, or text made here from values.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scf.core.canonical import canonical_json
+from scf.core.errors import VerificationFailed
+from scf.core.merkle import TreeHasher
+from scf.fertilization.batch_plan import HELD_OUT, BatchPlan, read_plan
+from scf.proofs.verify_proof import VerifiedStatement, verify_record
+from scf.release import verify_release
+from scf.signing.verify import PublicKey
+from scf.vault.journal import ShardEntry, Vault
+from scf.vault.manifest import manifest_path, read_manifest
+from scf.vault.shard import leaf, read_shard
+from scf.zoo.registry import Generation, Move
+
+EXCLUDED = "excluded"
+METRICS_SCHEMA = "scf.metrics/1"
+# Kept in the zoo for the next run, of no use to who receives a release.
+NOT_RELEASED = "optimizer.safetensors"
+
+# What the format has a place for and this foundry cannot make yet: named, never left out silently.
+ABSENT: Mapping[str, str] = {
+    "zk_proof": "not made by this version of scf; proof.json is a signed attestation",
+    "student": "no distilled student yet",
+    "ledger": "electrical energy and cost are not metered yet",
+    "atlas": "no energy atlas yet",
+}
+
+
+class EvidenceMissing(VerificationFailed):
+    """The vault no longer holds, or no longer vouches for, what a generation was trained on."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What came from one source.
+
+    Attributes:
+        fossils: In the plan.
+        fresh: Of these, in shards that the plan of the previous release did not have.
+    """
+
+    name: str
+    fossils: int
+    fresh: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A release to be.
+
+    Attributes:
+        generation: The champion.
+        record: Its verified statement.
+        plan: The plan it was trained on.
+        origins: Where the plan's fossils came from.
+        fresh_moves: How the champion's pointer moved since the previous release.
+        files: By path inside the release: a file to copy, or bytes.
+        num_held_out: Fossils of the plan that were held out.
+    """
+
+    generation: Generation
+    record: VerifiedStatement
+    plan: BatchPlan
+    origins: tuple[Origin, ...]
+    fresh_moves: tuple[Move, ...]
+    files: Mapping[str, Path | bytes]
+    num_held_out: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, before notes and signatures are added."""
+        return sum(
+            len(source) if isinstance(source, bytes) else source.stat().st_size
+            for source in self.files.values()
+        )
+
+
+def gather(
+    generation: Generation,
+    vault: Vault,
+    keys: Mapping[str, PublicKey],
+    *,
+    previous_plan: Mapping[str, Any] | None,
+    fresh_moves: tuple[Move, ...],
+) -> Contents:
+    """Collect what `generation` is and rests on, verifying each part.
+
+    Args:
+        generation: The champion.
+        vault: Holds the shards it was trained on.
+        keys: By role: `foundry` for statements, `vault` for manifests.
+        previous_plan: The plan in the release before, to tell what is fresh.
+        fresh_moves: Moves of the pointer since then.
+
+    Raises:
+        GenerationDamaged, ProofInvalid, SignatureInvalid: The generation is not what it was.
+        EvidenceMissing: A shard or manifest of its plan is missing or was changed.
+    """
+    generation.verify()
+    record = verify_record(generation.path / "statement.json", [keys["foundry"]])
+    plan = read_plan(generation.path / "plan.json")
+    files: dict[str, Path | bytes] = {
+        "MODEL_CARD.md": generation.path / "MODEL_CARD.md",
+        "plan.json": generation.path / "plan.json",
+        "proof.json": generation.path / "statement.json",
+        "metrics.json": canonical_json(_metrics(generation, record)),
+        "verify_release.py": Path(verify_release.__file__),
+    }
+    for name in generation.files:
+        folder, _, file = name.partition("/")
+        if folder == "checkpoint" and file != NOT_RELEASED:
+            files[f"model/{file}"] = generation.path / name
+        elif folder == "plots":
+            files[name] = generation.path / name
+    for role, key in keys.items():
+        files[f"keys/{role}.pub"] = key.to_pem()
+    files |= _manifests(plan, vault, keys["vault"])
+    lines, num_held_out = _fossils(plan, vault)
+    files["evidence/fossils.txt"] = lines
+    return Contents(
+        generation=generation,
+        record=record,
+        plan=plan,
+        origins=_origins(plan, list(vault.entries()), previous_plan),
+        fresh_moves=fresh_moves,
+        files=dict(sorted(files.items())),
+        num_held_out=num_held_out,
+    )
+
+
+def _metrics(generation: Generation, record: VerifiedStatement) -> dict[str, Any]:
+    return {
+        "schema": METRICS_SCHEMA,
+        "generation": generation.name,
+        "report": dict(record.statement.report.raw),
+        "gate": dict(record.statement.gate),
+    }
+
+
+def _manifests(plan: BatchPlan, vault: Vault, key: PublicKey) -> Iterator[tuple[str, Path]]:
+    for shard in plan.shards:
+        path = manifest_path(vault.folder.path / shard.path)
+        summary = read_manifest(path, [key])
+        if (summary.sha256, summary.merkle_root) != (shard.sha256, shard.merkle_root):
+            raise EvidenceMissing(f"{path} is about another shard than the plan's {shard.path}")
+        yield f"evidence/manifests/{shard.sha256}.json", path
+
+
+def _fossils(plan: BatchPlan, vault: Vault) -> tuple[bytes, int]:
+    """A line for each fossil of the plan's shards: CID, verdict, split; and how many are held out.
+
+    The lines are made from the shards themselves and must lead to the plan's Merkle roots; CIDs are
+    taken as written, since the shard's root fixes them.
+    """
+    excluded = set(plan.excluded)
+    lines: list[str] = []
+    num_held_out = 0
+    for shard in plan.shards:
+        tree = TreeHasher()
+        for fossil in read_shard(vault.folder.path / shard.path, verify_cid=False):
+            tree.add(leaf(fossil.cid, fossil.verdict))
+            split = EXCLUDED if fossil.cid in excluded else plan.split_of(fossil.family)
+            num_held_out += split == HELD_OUT
+            lines.append(f"{fossil.cid} {fossil.verdict} {split}\n")
+        if (tree.size, tree.root().hex()) != (shard.count, shard.merkle_root):
+            raise EvidenceMissing(
+                f"{vault.folder.path / shard.path}: its fossils are not those of the plan",
+                remedy="Restore the shard from a backup; nothing was released.",
+            )
+    return "".join(lines).encode(), num_held_out
+
+
+def _origins(
+    plan: BatchPlan, entries: list[ShardEntry], previous_plan: Mapping[str, Any] | None
+) -> tuple[Origin, ...]:
+    known = {shard["sha256"] for shard in (previous_plan or {}).get("shards", [])}
+    names = {entry.sha256: entry.origin for entry in entries}
+    counts: dict[str, list[int]] = {}
+    for shard in plan.shards:
+        count = counts.setdefault(names.get(shard.sha256, "unknown"), [0, 0])
+        count[0] += shard.count
+        count[1] += 0 if shard.sha256 in known else shard.count
+    return tuple(Origin(name, *count) for name, count in sorted(counts.items()))

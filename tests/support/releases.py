@@ -1,0 +1,58 @@
+"""Foundries that have something to release, and small damages to releases."""
+
+import shutil
+from pathlib import Path
+
+from scf.release.weekly import Foundry
+from scf.vault.journal import Vault
+from scf.zoo.entry import Generation
+from scf.zoo.registry import Zoo
+from support.foundries import SmallFoundry, small_foundry
+from support.runs import MeasuredRun, attested, fill_vault, measured_run
+
+
+def zoo_of(place: SmallFoundry) -> Zoo:
+    return Zoo.open(place.drive.folder("model_zoo"), clock=place.clock)
+
+
+def promote(place: SmallFoundry, run: MeasuredRun) -> Generation:
+    """Attest and promote a run."""
+    return zoo_of(place).promote(
+        run_id=run.run_id,
+        checkpoint=run.checkpoint,
+        report_folder=run.report_folder,
+        plan=run.plan,
+        proof=attested(place, run),
+        keys=[place.keys["foundry"]],
+    )
+
+
+def releasable(base: Path) -> SmallFoundry:
+    """A foundry with 40 fossils and one promoted generation."""
+    base.mkdir(parents=True, exist_ok=True)
+    place = small_foundry(base)
+    fill_vault(place)
+    promote(place, measured_run(place))
+    return place
+
+
+def foundry_of(place: SmallFoundry) -> Foundry:
+    """What `make_release` works with."""
+    return Foundry(
+        releases=place.drive.folder("release_history"),
+        zoo=zoo_of(place),
+        vault=Vault.open(place.drive, place.home),
+        audit=place.log(),
+        signer=place.signer(),
+        keys=place.keys,
+        code_version="0.1.0",
+        clock=place.clock,
+    )
+
+
+def writable_copy(release: Path, target: Path) -> Path:
+    """A copy whose files may be changed."""
+    shutil.copytree(release, target)
+    for path in target.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return target
