@@ -273,13 +273,18 @@ class _Session:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, or all files under a folder, in a fixed order; hidden ones are left out."""
-    if path.is_file() or not path.is_dir():
+    """The file itself, or all files under a folder, in a fixed order; hidden ones are left out.
+
+    A link that leads nowhere is kept, to be quarantined; pipes and devices are not files of data.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: is neither a file nor a folder")
         return [path]
     found = [
         (file.relative_to(path).as_posix(), file)
         for file in path.rglob("*")
-        if not file.is_dir()
+        if (file.is_file() or (file.is_symlink() and not file.exists()))
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     return [file for _, file in sorted(found)]
