@@ -1,0 +1,257 @@
+"""From a noisy record to what the network reads, with what physics knows put in.
+
+Three groups of inputs, each of order one at every noise level:
+
+1. The record along the eigenvectors of its covariance, each direction faded out where noise covers
+   it.
+2. The given numbers (coordinates such as cos_zenith, boundary values) and linear physics residuals,
+   such as closure ghi - dni cos_zenith - dhi, in units of what noise and tolerance make of them.
+3. Site by site, where all fields share a grid (24 hours): each channel at that site, the given
+   channels and residuals there, and where the site lies. One small network, the same for all sites,
+   reads these, so that a relation between channels is learned from all hours at once.
+
+Units enter through the frame: each channel arrives in the scale of its unit group, and a residual
+is computed in original units before it is made dimensionless.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scf.models.frame import Frame, LinearGaussian
+from scf.models.physics import PhysicsConstraint
+from scf.models.record import FieldLayout, RecordLayout
+
+# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
+# Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J features of a site,
+# I inputs of the network, R residuals.
+
+
+class GaussianBase(nn.Module):
+    """The Gaussian z | c ~ N(B c, C + sigma^2): its energy and derivatives, exactly."""
+
+    def __init__(self, size: int, given_size: int, *, is_full: bool) -> None:
+        super().__init__()
+        self.slope_DK: Tensor
+        self.vectors_DD: Tensor | None
+        self.variance_D: Tensor
+        self.register_buffer("slope_DK", torch.zeros(size, given_size))
+        self.register_buffer("vectors_DD", torch.eye(size) if is_full else None)
+        self.register_buffer("variance_D", torch.ones(size))
+
+    def load(self, fitted: LinearGaussian) -> None:
+        """Take over a fitted Gaussian."""
+        self.slope_DK.copy_(torch.from_numpy(fitted.slope_DK))
+        self.variance_D.copy_(torch.from_numpy(fitted.variance_D))
+        if self.vectors_DD is not None:
+            assert fitted.vectors_DD is not None
+            self.vectors_DD.copy_(torch.from_numpy(fitted.vectors_DD))
+
+    def rotate(self, z_BD: Tensor, c_BK: Tensor) -> Tensor:
+        """Give w = Q^T (z - B c): centred, along the eigenvectors."""
+        centred_BD = z_BD - c_BK @ self.slope_DK.T
+        return centred_BD if self.vectors_DD is None else centred_BD @ self.vectors_DD
+
+    def rotate_back(self, w_BD: Tensor, c_BK: Tensor) -> Tensor:
+        """Give z = Q w + B c."""
+        centred_BD = w_BD if self.vectors_DD is None else w_BD @ self.vectors_DD.T
+        return centred_BD + c_BK @ self.slope_DK.T
+
+    def turn_gradient(self, gradient_BD: Tensor) -> Tensor:
+        """Give d/dw from d/dz: the rotation without the shift."""
+        return gradient_BD if self.vectors_DD is None else gradient_BD @ self.vectors_DD
+
+    def total_variance(self, sigma_B: Tensor) -> Tensor:
+        """Eigenvalues of C + sigma^2, (B, D)."""
+        return self.variance_D + sigma_B[:, None].square()
+
+    def energy(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """E (B,) in nats, dE/dz (B, D) and dE/d(ln sigma) (B,)."""
+        w_BD = self.rotate(z_BD, c_BK)
+        variance_BD = self.total_variance(sigma_B)
+        pull_BD = w_BD / variance_BD
+        energy_B = 0.5 * (w_BD * pull_BD + variance_BD.log() + math.log(2 * math.pi)).sum(dim=1)
+        gradient_BD = pull_BD if self.vectors_DD is None else pull_BD @ self.vectors_DD.T
+        # From E, a sum of w_i^2 / (2 v_i) + ln(v_i) / 2 with dv_i/d(ln sigma) = 2 sigma^2.
+        slope_B = sigma_B.square() * (1 / variance_BD - pull_BD.square()).sum(dim=1)
+        return energy_B, gradient_BD, slope_B
+
+
+class PhysicsEncoder(nn.Module):
+    """Noisy record, noise level and given numbers -> inputs of the networks.
+
+    Attributes:
+        num_inputs: I of the flat inputs.
+        num_site_features: J, or 0 where the fields share no grid.
+    """
+
+    def __init__(self, layout: RecordLayout, constraints: Sequence[PhysicsConstraint]) -> None:
+        super().__init__()
+        self.layout = layout
+        self.constraints = tuple(constraints)
+        self.site_shape = layout.site_shape
+        self.residuals = [
+            _LinearResidual(layout, constraint)
+            for constraint in constraints
+            if _is_sitewise_linear(layout, constraint)
+        ]
+        self.shift_D: Tensor
+        self.scale_D: Tensor
+        self.given_shift_K: Tensor
+        self.given_scale_K: Tensor
+        self.register_buffer("shift_D", torch.zeros(layout.size))
+        self.register_buffer("scale_D", torch.ones(layout.size))
+        self.register_buffer("given_shift_K", torch.zeros(layout.given_size))
+        self.register_buffer("given_scale_K", torch.ones(layout.given_size))
+        self.num_sites = math.prod(self.site_shape) if self.site_shape else 0
+        self.num_inputs = layout.size + layout.given_size + self.num_sites * len(self.residuals)
+        self.num_site_features = 0
+        if self.site_shape:
+            self.register_buffer(
+                "coordinates_SX", _site_coordinates(self.site_shape), persistent=False
+            )
+            self.num_site_features = (
+                len(layout.modelled)
+                + len(layout.given)
+                + len(self.residuals)
+                + self.coordinates_SX.shape[1]
+            )
+
+    coordinates_SX: Tensor
+
+    def load(self, frame: Frame) -> None:
+        """Take over the frame, in which residuals are turned back to original units."""
+        self.shift_D.copy_(torch.from_numpy(frame.shift_D))
+        self.scale_D.copy_(torch.from_numpy(frame.scale_D))
+        self.given_shift_K.copy_(torch.from_numpy(frame.given_shift_K))
+        self.given_scale_K.copy_(torch.from_numpy(frame.given_scale_K))
+
+    def forward(
+        self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor, base: GaussianBase
+    ) -> tuple[Tensor, Tensor | None]:
+        """Flat inputs (B, I) and, where there is a grid, site features (B, S, J)."""
+        w_BD = base.rotate(z_BD, c_BK)
+        total_BD = base.total_variance(sigma_B)
+        # Whitened, then faded by sqrt(variance / total): a direction whose variance is far below
+        # sigma^2 carries noise alone.
+        fading_BD = base.variance_D.sqrt() / total_BD
+        residuals_BRS = [residual(z_BD, sigma_B, c_BK, self) for residual in self.residuals]
+        inputs_BI = _bounded(torch.cat([w_BD * fading_BD, c_BK, *residuals_BRS], dim=1))
+        if not self.site_shape:
+            return inputs_BI, None
+        marginal_BD = self.marginal_variance(base) + sigma_B[:, None].square()
+        standard_BD = (z_BD - c_BK @ base.slope_DK.T) * marginal_BD.rsqrt()
+        num_sites = len(self.coordinates_SX)
+        channels = [standard_BD.view(len(z_BD), -1, num_sites)]
+        channels += [part[:, None] for part in residuals_BRS]
+        channels += [
+            self._at_sites(c_BK[:, place], field)
+            for field, place in zip(
+                self.layout.given, self.layout.slices(given=True).values(), strict=True
+            )
+        ]
+        batch = len(z_BD)
+        where_BSX = self.coordinates_SX.expand(batch, -1, -1)
+        sites_BSJ = torch.cat([_bounded(torch.cat(channels, dim=1)).mT, where_BSX], dim=2)
+        return inputs_BI, sites_BSJ
+
+    def marginal_variance(self, base: GaussianBase) -> Tensor:
+        """Variance of each number of z given c, (D,)."""
+        if base.vectors_DD is None:
+            return base.variance_D
+        return base.vectors_DD.square() @ base.variance_D
+
+    def _at_sites(self, values_BN: Tensor, field: FieldLayout) -> Tensor:
+        """A given field as a channel over sites, (B, 1, S); its mean where it has another shape."""
+        if field.shape == self.site_shape:
+            return values_BN[:, None]
+        mean_B1 = values_BN.mean(dim=1, keepdim=True)
+        return mean_B1[:, None].expand(-1, 1, len(self.coordinates_SX))
+
+
+def _bounded(inputs: Tensor) -> Tensor:
+    """Inputs kept within +-5, smoothly: x / sqrt(1 + x^2/25).
+
+    So the network's part of the energy is bounded, and far from all data the Gaussian rules.
+    Without it a network's linear growth can win over the quadratic for a long way: energies of
+    -41,000 nats were seen at 6 scales from the data, where nothing should look normal.
+    """
+    return inputs * (1 + inputs.square() / 25).rsqrt()
+
+
+class _LinearResidual:
+    """A residual that is linear at each site: r = a0(c) + sum_f a_f(c) x_f, made dimensionless.
+
+    The coefficients are read off by probing the function with zeros and ones, so that a constraint
+    is written once, as its formula.
+    """
+
+    def __init__(self, layout: RecordLayout, constraint: PhysicsConstraint) -> None:
+        self.layout = layout
+        self.constraint = constraint
+        self.read = [field for field in layout.modelled if field.name in constraint.needs]
+
+    def __call__(
+        self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor, encoder: "PhysicsEncoder"
+    ) -> Tensor:
+        """Residual (B, S) over its own standard deviation under noise and tolerance."""
+        places = self.layout.slices()
+        with torch.no_grad():
+            given = self._given_fields(c_BK, encoder)
+            nothing = {field.name: z_BD.new_zeros(len(z_BD), *field.shape) for field in self.read}
+            offset_BS = self._residual(nothing, given)
+            slope = {
+                field.name: self._residual(
+                    {**nothing, field.name: torch.ones_like(nothing[field.name])}, given
+                )
+                - offset_BS
+                for field in self.read
+            }
+            noise_BS = torch.zeros_like(offset_BS)
+            for field in self.read:
+                place = places[field.name]
+                offset_BS = offset_BS + slope[field.name] * encoder.shift_D[place]
+                slope[field.name] = slope[field.name] * encoder.scale_D[place]
+                noise_BS = noise_BS + slope[field.name].square()
+        spread_BS = noise_BS * sigma_B[:, None].square() + self.constraint.tolerance**2
+        residual_BS = offset_BS
+        for field in self.read:
+            residual_BS = residual_BS + slope[field.name] * z_BD[:, places[field.name]]
+        return residual_BS * spread_BS.rsqrt()
+
+    def _given_fields(self, c_BK: Tensor, encoder: "PhysicsEncoder") -> dict[str, Tensor]:
+        original_BK = encoder.given_shift_K + encoder.given_scale_K * c_BK
+        places = self.layout.slices(given=True)
+        return {
+            field.name: original_BK[:, places[field.name]].reshape(-1, *field.shape)
+            for field in self.layout.given
+        }
+
+    def _residual(self, modelled: dict[str, Tensor], given: dict[str, Tensor]) -> Tensor:
+        return self.constraint.residual({**modelled, **given}).flatten(1)
+
+
+def _is_sitewise_linear(layout: RecordLayout, constraint: PhysicsConstraint) -> bool:
+    """Whether a constraint can be a feature: linear, over fields of one grid, some modelled."""
+    names = {field.name for field in (*layout.modelled, *layout.given)}
+    if not constraint.is_linear or not constraint.applies_to(names) or layout.site_shape is None:
+        return False
+    needed = [
+        field for field in (*layout.modelled, *layout.given) if field.name in constraint.needs
+    ]
+    return all(field.shape == layout.site_shape for field in needed) and any(
+        field.name in constraint.needs for field in layout.modelled
+    )
+
+
+def _site_coordinates(shape: tuple[int, ...]) -> Tensor:
+    """Where each site lies, (S, X): for each axis its place in [-1, 1] and one sine and cosine."""
+    axes = [(torch.arange(length) + 0.5) / length for length in shape]
+    columns = []
+    for place in torch.meshgrid(*axes, indexing="ij"):
+        flat_S = place.reshape(-1)
+        phase_S = 2 * math.pi * flat_S
+        columns += [2 * flat_S - 1, phase_S.sin(), phase_S.cos()]
+    return torch.stack(columns, dim=1)

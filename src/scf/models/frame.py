@@ -1,0 +1,291 @@
+"""The data's own coordinates and the model's: shift, scale, and the Gaussian that fits the data.
+
+The model works on z = (x - shift) / scale. The shift may differ for each number; the scale is one
+for all fields of a unit, so that noise is isotropic in that unit: with a single unit, sigma in the
+data's units is scale * (sigma of the model), exactly. Everything here is float64 on the CPU; the
+model gets float32 after the large offsets (a pressure of 1013 hPa) are gone.
+
+The Gaussian is linear-Gaussian in the given numbers c:  z | c ~ N(B c, C). Its eigenvalues are
+cross-validated (Bartz 2016, arXiv 1611.00798): with D = 192 numbers and 900 records the sample
+covariance is far too sure of its small eigenvalues.
+"""
+
+# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scf.core.errors import InputError
+from scf.models.record import Floats, RecordLayout
+
+# Above this many numbers the full covariance (and its eigenvectors) costs more than it gives.
+FULL_COVARIANCE_SIZE_MAX = 1536
+
+_FOLDS = 4
+
+
+class ZeroVariance(InputError):
+    """A field is the same in every record: it has no density and no scale."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(
+            f"zero variance: {', '.join(names)} has one value in every record",
+            remedy="Leave the field out, or name it in params.condition_fields.",
+        )
+
+
+class TooFewFossils(InputError):
+    """A density cannot be learned from this many records."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"{found} fossils to train on; at least {FOSSILS_MIN} are needed",
+            remedy="Ingest more fossils, or check that the paths name the right files.",
+        )
+
+
+FOSSILS_MIN = 8
+
+
+class NonFiniteField(InputError):
+    """A record holds NaN or an infinity."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"field {name!r} holds a number that is not finite",
+            remedy="Validate the fossils with `scf fossil validate`; such records cannot be used.",
+        )
+
+
+class Moments:
+    """Running sums of records, for shift, scale and covariance, in one pass and small memory.
+
+    Records are dealt to folds in turn, so that eigenvalues can be cross-validated.
+    """
+
+    def __init__(self, layout: RecordLayout) -> None:
+        self.layout = layout
+        self.size = layout.size + layout.given_size
+        self.is_full = self.size <= FULL_COVARIANCE_SIZE_MAX
+        shape = (_FOLDS, self.size, self.size) if self.is_full else (_FOLDS, self.size)
+        self.count = np.zeros(_FOLDS, dtype=np.int64)
+        self.total = np.zeros((_FOLDS, self.size))
+        self.square = np.zeros(shape)
+        self.low = np.full(self.size, np.inf)
+        self.high = np.full(self.size, -np.inf)
+        self._origin: Floats | None = None
+
+    def add(self, x_BD: Floats, c_BK: Floats) -> None:
+        """Take in records.
+
+        Raises:
+            NonFiniteField: names the field.
+        """
+        joint = np.concatenate([x_BD, c_BK], axis=1)
+        if not np.isfinite(joint).all():
+            raise NonFiniteField(self._name_of(int(np.argmin(np.isfinite(joint).all(axis=0)))))
+        if self._origin is None:
+            # Sums are taken about the first record: large offsets would eat the digits otherwise.
+            self._origin = joint[0].copy()
+        self.low = np.minimum(self.low, joint.min(axis=0))
+        self.high = np.maximum(self.high, joint.max(axis=0))
+        centred = joint - self._origin
+        fold_B = (int(self.count.sum()) + np.arange(len(joint))) % _FOLDS
+        for fold in range(_FOLDS):
+            part = centred[fold_B == fold]
+            self.count[fold] += len(part)
+            self.total[fold] += part.sum(axis=0)
+            self.square[fold] += part.T @ part if self.is_full else np.square(part).sum(axis=0)
+
+    def _name_of(self, column: int) -> str:
+        places = self.layout.slices()
+        places |= {
+            name: slice(self.layout.size + at.start, self.layout.size + at.stop)
+            for name, at in self.layout.slices(given=True).items()
+        }
+        return next(name for name, at in places.items() if at.start <= column < at.stop)
+
+    def mean(self) -> Floats:
+        assert self._origin is not None
+        mean: Floats = self._origin + self.total.sum(axis=0) / self.count.sum()
+        return mean
+
+    def second(self, folds: Iterable[int] = range(_FOLDS)) -> tuple[int, Floats]:
+        """Count, and mean of (v - mean)(v - mean)^T (or its diagonal) over some folds.
+
+        The mean subtracted is that of all folds.
+        """
+        assert self._origin is not None
+        chosen = list(folds)
+        count = int(self.count[chosen].sum())
+        total = self.total[chosen].sum(axis=0)
+        offset = self.mean() - self._origin
+        square = self.square[chosen].sum(axis=0)
+        if self.is_full:
+            cross = np.outer(total, offset)
+            return count, (square - cross - cross.T) / count + np.outer(offset, offset)
+        return count, (square - 2 * total * offset) / count + offset * offset
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The change of coordinates between the data and the model.
+
+    Attributes:
+        shift_D: Mean of each modelled number, in its unit.
+        scale_D: Scale of its unit group: root of the mean variance of the group's numbers.
+        variance_D: Variance of each modelled number in units of scale^2: the simplest baseline.
+        given_shift_K: Mean of each given number.
+        given_scale_K: Scale of each given field (1 where it never changes).
+    """
+
+    shift_D: Floats
+    scale_D: Floats
+    variance_D: Floats
+    given_shift_K: Floats
+    given_scale_K: Floats
+
+    @classmethod
+    def of(cls, moments: Moments) -> "Frame":
+        """Shift and scale from the training records.
+
+        Raises:
+            TooFewFossils: There are too few records.
+            ZeroVariance: A modelled field never changes.
+        """
+        if moments.count.sum() < FOSSILS_MIN:
+            raise TooFewFossils(int(moments.count.sum()))
+        layout = moments.layout
+        mean = moments.mean()
+        variance = _diagonal(moments.second()[1]).clip(min=0.0)
+        # Equality of extremes, not a small variance, tells a constant: rounding cannot fake it.
+        moving = moments.high > moments.low
+        variance = np.where(moving, variance, 0.0)
+        places = layout.slices()
+        if still := [name for name, at in places.items() if not moving[: layout.size][at].any()]:
+            raise ZeroVariance(still)
+        scale_D = np.ones(layout.size)
+        for unit in layout.units:
+            columns = np.concatenate(
+                [np.arange(layout.size)[places[f.name]] for f in layout.modelled if f.unit == unit]
+            )
+            scale_D[columns] = np.sqrt(variance[columns].mean())
+        given_scale_K = np.ones(layout.given_size)
+        for at in layout.slices(given=True).values():
+            spread = variance[layout.size :][at].mean()
+            given_scale_K[at] = np.sqrt(spread) if spread > 0 else 1.0
+        return cls(
+            shift_D=mean[: layout.size],
+            scale_D=scale_D,
+            variance_D=variance[: layout.size] / np.square(scale_D),
+            given_shift_K=mean[layout.size :],
+            given_scale_K=given_scale_K,
+        )
+
+    def to_model(self, x_BD: Floats) -> Floats:
+        """Give z = (x - shift) / scale."""
+        z: Floats = (x_BD - self.shift_D) / self.scale_D
+        return z
+
+    def to_data(self, z_BD: Floats) -> Floats:
+        """Give x = shift + scale z."""
+        x: Floats = self.shift_D + self.scale_D * z_BD
+        return x
+
+    def given_to_model(self, c_BK: Floats) -> Floats:
+        c: Floats = (c_BK - self.given_shift_K) / self.given_scale_K
+        return c
+
+    @property
+    def log_jacobian(self) -> float:
+        """Give ln |dx/dz|: added to an energy of z (nats) to make it an energy of x."""
+        return float(np.log(self.scale_D).sum())
+
+    def arrays(self) -> dict[str, Floats]:
+        """For the checkpoint; `Frame(**arrays)` makes the same frame."""
+        return {
+            "shift_D": self.shift_D,
+            "scale_D": self.scale_D,
+            "variance_D": self.variance_D,
+            "given_shift_K": self.given_shift_K,
+            "given_scale_K": self.given_scale_K,
+        }
+
+
+@dataclass(frozen=True)
+class LinearGaussian:
+    """z | c ~ N(B c, Q diag(variance) Q^T), in the model's coordinates.
+
+    Attributes:
+        slope_DK: B. Zero where the given numbers say nothing (or D is too large for a full fit).
+        vectors_DD: Q, columns are eigenvectors; None stands for the unit matrix.
+        variance_D: Eigenvalues, >= 0. Zero where the data never move (radiation at midnight).
+    """
+
+    slope_DK: Floats
+    vectors_DD: Floats | None
+    variance_D: Floats
+
+    @classmethod
+    def fit(cls, moments: Moments, frame: Frame) -> "LinearGaussian":
+        size, given_size = moments.layout.size, moments.layout.given_size
+        unit = np.concatenate([frame.scale_D, frame.given_scale_K])
+        if not moments.is_full:
+            variance = moments.second()[1][:size].clip(min=0.0) / np.square(unit[:size])
+            return cls(np.zeros((size, given_size)), None, variance)
+        grid = np.outer(unit, unit)
+        slope_DK, residual_DD = _regress(moments.second()[1] / grid, size)
+        _, vectors_DD = np.linalg.eigh(residual_DD)
+        # Cross-validation: eigenvectors and slope from three folds, variance along them in the
+        # fourth. The mean over folds, made monotone, goes to the eigenvectors of all the data.
+        unseen_D = np.zeros(size)
+        for fold in range(_FOLDS):
+            seen = [other for other in range(_FOLDS) if other != fold]
+            slope, residual = _regress(moments.second(seen)[1] / grid, size)
+            _, vectors = np.linalg.eigh(residual)
+            test = _residual(moments.second([fold])[1] / grid, slope, size)
+            unseen_D += np.einsum("di,de,ei->i", vectors, test, vectors, optimize=True) / _FOLDS
+        variance_D = _monotone(unseen_D.clip(min=0.0))
+        # Directions that no record moves in stay exactly still.
+        still = moments.high[:size] == moments.low[:size]
+        variance_D[np.square(vectors_DD[still]).sum(axis=0) > 1 - 1e-9] = 0.0
+        return cls(slope_DK, vectors_DD, variance_D)
+
+
+def _regress(second: Floats, size: int) -> tuple[Floats, Floats]:
+    """Ridge regression of z on c from their joint second moments: slope and residual covariance."""
+    given = second[size:, size:]
+    if len(given) == 0:
+        return np.zeros((size, 0)), second[:size, :size]
+    # One per cent of the mean variance: neighbouring hours of cos_zenith are nearly the same
+    # number.
+    ridge = 0.01 * max(float(np.trace(given)) / len(given), 1e-12) * np.eye(len(given))
+    slope: Floats = np.linalg.solve(given + ridge, second[size:, :size]).T.astype(np.float64)
+    return slope, _residual(second, slope, size)
+
+
+def _residual(second: Floats, slope: Floats, size: int) -> Floats:
+    cross = second[:size, size:] @ slope.T
+    given = slope @ second[size:, size:] @ slope.T
+    residual: Floats = second[:size, :size] - cross - cross.T + given
+    return (residual + residual.T) / 2
+
+
+def _diagonal(second: Floats) -> Floats:
+    return np.diagonal(second).copy() if second.ndim == 2 else second
+
+
+def _monotone(values: Floats) -> Floats:
+    """The non-decreasing sequence nearest to `values` (pool adjacent violators)."""
+    means: list[float] = []
+    counts: list[int] = []
+    for value in values:
+        means.append(float(value))
+        counts.append(1)
+        while len(means) > 1 and means[-2] > means[-1]:
+            mean, count = means.pop(), counts.pop()
+            means[-1] = (means[-1] * counts[-1] + mean * count) / (counts[-1] + count)
+            counts[-1] += count
+    return np.repeat(np.array(means, dtype=np.float64), counts).astype(np.float64)

@@ -1,0 +1,39 @@
+"""Networks that give one number a record. Smooth activations only: energies are derived twice."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Shapes: B minibatch, I inputs, E embedding, W width.
+
+
+class ResidualMLP(nn.Module):
+    """inputs (B, I) and a noise embedding (B, E) -> scalar (B,).
+
+    h <- h + W2 silu(W1 h + U e). The head starts at zero, so that a new model is its Gaussian base,
+    exactly. No normalisation layers: they couple or rescale records and make double backward slow.
+    """
+
+    def __init__(self, num_inputs: int, num_embedding: int, *, width: int, depth: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(num_inputs, width)
+        self.enter_noise = nn.Linear(num_embedding, width, bias=False)
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.inner_noise = nn.ModuleList(
+            nn.Linear(num_embedding, width, bias=False) for _ in range(depth)
+        )
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, 1)
+        for layer in self.outer:
+            assert isinstance(layer, nn.Linear)
+            with torch.no_grad():
+                layer.weight.mul_(depth**-0.5)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs_BI: Tensor, noise_BE: Tensor) -> Tensor:
+        h_BW = self.enter(inputs_BI) + self.enter_noise(noise_BE)
+        for inner, inner_noise, outer in zip(self.inner, self.inner_noise, self.outer, strict=True):
+            h_BW = h_BW + outer(F.silu(inner(F.silu(h_BW)) + inner_noise(noise_BE)))
+        scalar_B1: Tensor = self.head(F.silu(h_BW))
+        return scalar_B1[:, 0]

@@ -1,0 +1,129 @@
+"""Physics that records obey, as residuals: what should be zero, within which tolerance.
+
+A constraint is a name, a unit, a function of the fields, and a tolerance. Ten lines make a new one:
+
+    def closure(fields):  # torch tensors [B, *shape] by name, original units
+        return fields["ghi"] - fields["dni"] * fields["cos_zenith"].clamp(min=0) - fields["dhi"]
+
+    CLOSURE = PhysicsConstraint(
+        name="closure", unit="W/m2", needs=("ghi", "dni", "dhi", "cos_zenith"),
+        residual=closure, tolerance=10.0, is_linear=True,
+    )
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Fields = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicsConstraint:
+    """Something that is zero in records that obey it.
+
+    Attributes:
+        name: Short, for reports.
+        unit: Unit of the residual.
+        needs: Names of the fields it reads; it applies to records that have them all.
+        residual: Fields [B, *shape] in original units -> residual [B, *sites] in `unit`. An
+            inequality returns how far it is broken, and 0 where it is kept.
+        tolerance: Mean absolute residual that is still agreement, in `unit`.
+        is_linear: The residual at a site is linear in the modelled fields at that same site (given
+            fields may enter in any way). Then the encoder can feed it to the network at any noise.
+    """
+
+    name: str
+    unit: str
+    needs: tuple[str, ...]
+    residual: Callable[[Fields], Tensor]
+    tolerance: float
+    is_linear: bool = False
+
+    def applies_to(self, names: Collection[str]) -> bool:
+        return set(self.needs) <= set(names)
+
+
+def _closure(fields: Fields) -> Tensor:
+    # Below the horizon the beam does not reach a horizontal plane; mid-hour zenith stands for the
+    # hour.
+    beam = fields["dni"] * fields["cos_zenith"].clamp(min=0)
+    return fields["ghi"] - beam - fields["dhi"]
+
+
+def _dew_excess(fields: Fields) -> Tensor:
+    return (fields["temp_dew"] - fields["temp_air"]).clamp(min=0)
+
+
+def _negative_part(name: str) -> Callable[[Fields], Tensor]:
+    return lambda fields: (-fields[name]).clamp(min=0)
+
+
+def _light_at_night(fields: Fields) -> Tensor:
+    # 6 degrees below the horizon ends civil twilight: cos(96 degrees) = -0.105.
+    return fields["ghi"].abs() * (fields["cos_zenith"] < -0.105)
+
+
+def _above_saturation(fields: Fields) -> Tensor:
+    return (fields["relative_humidity"] - 100.0).clamp(min=0)
+
+
+# Tolerances: mean absolute residual over all hours that we accept of samples. Real TMY days show
+# 1.6 W/m2 for closure (mid-hour zenith), 0 for the others.
+BUILT_IN: tuple[PhysicsConstraint, ...] = (
+    PhysicsConstraint(
+        name="closure",
+        unit="W/m2",
+        needs=("ghi", "dni", "dhi", "cos_zenith"),
+        residual=_closure,
+        tolerance=15.0,
+        is_linear=True,
+    ),
+    PhysicsConstraint(
+        name="dew_point_below_air",
+        unit="degC",
+        needs=("temp_air", "temp_dew"),
+        residual=_dew_excess,
+        tolerance=0.5,
+    ),
+    PhysicsConstraint(
+        name="night_is_dark",
+        unit="W/m2",
+        needs=("ghi", "cos_zenith"),
+        residual=_light_at_night,
+        tolerance=5.0,
+    ),
+    *(
+        PhysicsConstraint(
+            name=f"{name}_not_negative",
+            unit="W/m2",
+            needs=(name,),
+            residual=_negative_part(name),
+            tolerance=5.0,
+        )
+        for name in ("ghi", "dni", "dhi")
+    ),
+    PhysicsConstraint(
+        name="below_saturation",
+        unit="percent",
+        needs=("relative_humidity",),
+        residual=_above_saturation,
+        tolerance=2.0,
+    ),
+)
+
+
+def constraints_for(names: Collection[str]) -> tuple[PhysicsConstraint, ...]:
+    """The built-in constraints that records with these fields can be held to."""
+    return tuple(constraint for constraint in BUILT_IN if constraint.applies_to(names))
+
+
+def constraints_named(names: Collection[str]) -> tuple[PhysicsConstraint, ...]:
+    """Built-in constraints by name, for a checkpoint that was made with them.
+
+    Raises:
+        KeyError: One of them does not exist here.
+    """
+    known = {constraint.name: constraint for constraint in BUILT_IN}
+    return tuple(known[name] for name in names)

@@ -1,0 +1,263 @@
+"""Write and read checkpoints: safetensors and JSON, never pickle.
+
+While a run goes on, checkpoints to resume from lie in `resume/step-N/`, each published whole by one
+rename, the one before removed after. At the end the same files are written into the run's own
+folder, `digests.json` last, and `resume/` goes. A crash at any moment leaves a complete checkpoint
+in one of the two places.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import scf
+from scf.models.energy_model import EnergyModel, NetworkConfig
+from scf.models.frame import Frame
+from scf.models.noise import NoiseRange
+from scf.models.physics import constraints_named
+from scf.models.record import RecordLayout
+from scf.models.record_energy import RecordEnergy
+from scf.storage import durable
+from scf.storage.partitions import Folder
+from scf.training.checkpoint_files import (
+    ARCHITECTURE,
+    AVERAGE_NAME,
+    CONFIG_NAME,
+    DIGESTS_NAME,
+    MODEL_NAME,
+    OPTIMIZER_NAME,
+    RESUME_FOLDER,
+    SCHEMA,
+    STATE_NAME,
+    STATE_SCHEMA,
+    CheckpointDamaged,
+    CheckpointIncomplete,
+    digests_of,
+    find_checkpoint,
+    read_config,
+    read_digests,
+    read_state,
+    verify_digests,
+)
+from scf.training.train_config import TrainConfig
+
+_FRAME = "frame."
+_BANK = "given_bank_MK"
+_ENERGY = "energy."
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it JSON.
+
+    Attributes:
+        step: Steps done.
+        seconds: Time spent in training, over all attempts.
+        status: `running`, `completed` or `stopped` (by SIGTERM).
+        stop_reason: Why it ended: `max_seconds`, `max_steps`, `patience`, `sigterm`; "" while it
+        runs.
+        best_step: Step of the averaged weights that `ema.safetensors` holds.
+        best_loss: Their loss on the validation fossils; None where there are none.
+        validation: [step, loss] of each look.
+        source: What the fossil source needs to go on (a streamed run); {} otherwise.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    status: str = "running"
+    stop_reason: str = ""
+    best_step: int = 0
+    best_loss: float | None = None
+    validation: list[list[float]] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Snapshot:
+    """All that a checkpoint holds beside `config.json`.
+
+    Attributes:
+        energy: The model with the averaged weights that are to be used, and its frame.
+        weights: Parameters after the last step, by name.
+        running_average: The average as it stands, by name.
+        moments: AdamW's state, `<parameter>/<key>`.
+        progress: Where the run stands.
+    """
+
+    energy: RecordEnergy
+    weights: dict[str, Tensor]
+    running_average: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    progress: Progress
+
+
+def describe(
+    energy: RecordEnergy, training: TrainConfig, data: dict[str, Any], parent: str | None
+) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Args:
+        energy: The model and its frame.
+        training: The run's settings.
+        data: What it was trained on: counts, plan.
+        parent: Digest of the checkpoint that it went on from.
+    """
+    scales = {
+        field.unit: float(energy.frame.scale_D[energy.layout.slices()[field.name]][0])
+        for field in energy.layout.modelled
+    }
+    return {
+        "schema": SCHEMA,
+        "architecture": ARCHITECTURE,
+        "layout": energy.layout.to_json(),
+        "network": asdict(energy.model.config),
+        "noise": asdict(energy.noise),
+        "constraints": [constraint.name for constraint in energy.model.encoder.constraints],
+        "unit_scales": scales,
+        "sigma_unit": energy.sigma_unit,
+        "sigma_range": list(energy.sigma_range),
+        "score_sigma": training.score_sigma * energy.sigma_scale,
+        "training": training.to_json(),
+        "data": data,
+        "parent": parent,
+        "code": {"scf": scf.__version__, "torch": torch.__version__},
+    }
+
+
+def write_resume(out: Folder, config: dict[str, Any], snapshot: Snapshot) -> Path:
+    """Publish a checkpoint to resume from, then remove the older ones. Twice is success."""
+    folder = out.folder(RESUME_FOLDER)
+    name = f"step-{snapshot.progress.step:09d}"
+    if not (folder.path / name).exists():
+        staged = folder.new_staging(name)
+        for file_name, data in _files(config, snapshot).items():
+            durable.write_file(staged / file_name, data)
+        folder.publish_folder(staged, name)
+    for older in folder.path.iterdir():
+        if older.name < name and older.name.startswith("step-"):
+            shutil.rmtree(older)
+    return folder.path / name
+
+
+def write_final(out: Folder, config: dict[str, Any], snapshot: Snapshot) -> None:
+    """Make the run's own folder a complete checkpoint; `resume/` is no longer needed then."""
+    files = _files(config, snapshot)
+    out.check()
+    (out.path / DIGESTS_NAME).unlink(missing_ok=True)  # from here to the last write: incomplete
+    for name, data in files.items():
+        out.write_file(name, data)
+    shutil.rmtree(out.path / RESUME_FOLDER, ignore_errors=True)
+
+
+def newest(out: Path) -> Path | None:
+    """The checkpoint to resume from: the final one, else the newest under `resume/`, else None."""
+    if (out / DIGESTS_NAME).is_file():
+        return out
+    steps = sorted((out / RESUME_FOLDER).glob("step-*"))
+    return steps[-1] if steps else None
+
+
+def load_energy(path: Path, *, device: str = "cpu") -> RecordEnergy:
+    """The model of a checkpoint (or generation, or release) with its averaged weights.
+
+    Raises:
+        CheckpointIncomplete, CheckpointDamaged, OtherArchitecture: What is wrong with it.
+    """
+    folder = find_checkpoint(path)
+    config = read_config(folder)
+    if (folder / DIGESTS_NAME).is_file() or folder.name != "model":
+        # A release lists the digests of its model itself; elsewhere digests.json is required.
+        verify_digests(folder)
+    return _build(folder, config, AVERAGE_NAME, device)
+
+
+def load_snapshot(folder: Path) -> tuple[dict[str, Any], Snapshot]:
+    """`config.json` and everything needed to go on, on the CPU.
+
+    Raises:
+        CheckpointIncomplete, CheckpointDamaged, OtherArchitecture: What is wrong with it.
+    """
+    config = read_config(folder)
+    verify_digests(folder, names=tuple(read_digests(folder)))
+    state = read_state(folder)
+    if not (folder / OPTIMIZER_NAME).is_file():
+        raise CheckpointIncomplete(folder, f"{OPTIMIZER_NAME} is missing, so it cannot be resumed")
+    saved = _load_tensors(folder / OPTIMIZER_NAME)
+    latest = _build(folder, config, MODEL_NAME, "cpu")
+    return config, Snapshot(
+        energy=_build(folder, config, AVERAGE_NAME, "cpu"),
+        weights=dict(latest.model.named_parameters()),
+        running_average=_under("average.", saved),
+        moments=_under("moments.", saved),
+        progress=Progress(**{key: state[key] for key in asdict(Progress())}),
+    )
+
+
+def _files(config: dict[str, Any], snapshot: Snapshot) -> dict[str, bytes]:
+    """Every file of a checkpoint, `digests.json` last."""
+    energy = snapshot.energy
+    shared = {_FRAME + name: torch.from_numpy(v) for name, v in energy.frame.arrays().items()}
+    shared[_BANK] = torch.from_numpy(energy.given_bank_MK)
+    average = {_ENERGY + name: v for name, v in energy.model.state_dict().items()}
+    latest = average | {_ENERGY + name: v for name, v in snapshot.weights.items()}
+    resume = {"average." + name: v for name, v in snapshot.running_average.items()}
+    resume |= {"moments." + name: v for name, v in snapshot.moments.items()}
+    state = {"schema": STATE_SCHEMA, **asdict(snapshot.progress)}
+    files = {
+        CONFIG_NAME: _json_bytes(config),
+        MODEL_NAME: _tensor_bytes(shared | latest),
+        AVERAGE_NAME: _tensor_bytes(shared | average),
+        OPTIMIZER_NAME: _tensor_bytes(resume),
+        STATE_NAME: _json_bytes(state),
+    }
+    files[DIGESTS_NAME] = _json_bytes(digests_of(files))
+    return files
+
+
+def _build(folder: Path, config: dict[str, Any], name: str, device: str) -> RecordEnergy:
+    tensors = _load_tensors(folder / name)
+    try:
+        layout = RecordLayout.from_json(config["layout"])
+        noise = NoiseRange(**config["noise"])
+        constraints = constraints_named(config["constraints"])
+        model = EnergyModel(layout, NetworkConfig(**config["network"]), noise, constraints)
+        model.load_state_dict(_under(_ENERGY, tensors))
+        frame = Frame(**{key: v.numpy() for key, v in _under(_FRAME, tensors).items()})
+        bank = tensors[_BANK].numpy()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{name} does not fit {CONFIG_NAME}: {error}"
+        raise CheckpointDamaged(folder, reason) from error
+    return RecordEnergy(layout, frame, model.to(device).eval(), noise, bank)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointDamaged(path, f"not readable safetensors: {error}") from error
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(flat)
+
+
+def _json_bytes(value: Any) -> bytes:
+    import json
+
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"

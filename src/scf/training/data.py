@@ -1,0 +1,247 @@
+"""The training fossils as a model wants them: moments, a frame, a validation set, minibatches.
+
+Everything goes through one reading of the fossils. If they fit the memory limit they stay, sorted
+by CID, and a minibatch is a pure function of (seed, step). If not, they are streamed again epoch
+after epoch. Either way a resumed run sees the same minibatches as an uninterrupted one.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scf.models.frame import FOSSILS_MIN, Frame, LinearGaussian, Moments, TooFewFossils
+from scf.models.record import Floats, RecordLayout
+from scf.training.train_config import TrainConfig
+
+# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
+# Shapes: N fossils, B minibatch, D modelled numbers, K given numbers.
+
+# Given numbers kept in the checkpoint for sampling: enough to look like the data, few enough to
+# carry.
+_BANK_MAX = 1024
+# Training fossils that the normaliser is calibrated on, at most.
+_CALIBRATION_MAX = 16384
+
+
+class FossilSource(Protocol):
+    """Where training fossils come from. `fossils.BatcherSource` is the one in use."""
+
+    @property
+    def layout(self) -> RecordLayout:
+        """Fields of a fossil. Raises LayoutMismatch where they differ."""
+
+    def epoch(self) -> Iterator[Mapping[str, Any]]:
+        """Minibatches of one epoch: arrays by field name, `_cid` and `_family` lists."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Place in the stream, as JSON."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a place."""
+
+    def describe(self) -> dict[str, Any]:
+        """For `config.json`: what these fossils are."""
+
+
+class _Rows:
+    """Flat rows of fossils with what tells them apart."""
+
+    def __init__(self, layout: RecordLayout) -> None:
+        self._layout = layout
+        self._x: list[Floats] = []
+        self._c: list[Floats] = []
+        self.cids: list[str] = []
+        self.families: list[str] = []
+
+    def add(self, x_BD: Floats, c_BK: Floats, cids: list[str], families: list[str]) -> None:
+        self._x.append(x_BD)
+        self._c.append(c_BK)
+        self.cids += cids
+        self.families += families
+
+    def ordered(self, marks: list[str]) -> "tuple[Floats, Floats, list[str]]":
+        """Rows and marks in the order of (mark, CID): one order, however the fossils were read."""
+        order = sorted(range(len(marks)), key=lambda row: (marks[row], self.cids[row]))
+        x_ND = np.concatenate([np.zeros((0, self._layout.size)), *self._x])[order]
+        c_NK = np.concatenate([np.zeros((0, self._layout.given_size)), *self._c])[order]
+        return x_ND, c_NK, [marks[row] for row in order]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one reading of the fossils gives.
+
+    Attributes:
+        layout: Fields of a fossil.
+        moments: Sums over the fossils that are trained on.
+        validation: Rows x (N, D), c (N, K) that choose among the weights; may be empty.
+        bank_MK: Given numbers for sampling.
+        calibration: Rows x, c of training fossils for the normaliser.
+        num_fossils: Fossils trained on.
+        rows: All rows trained on, where they fit the memory limit.
+        threshold: Fossils whose mark is below it are validation fossils.
+    """
+
+    layout: RecordLayout
+    moments: Moments
+    validation: tuple[Floats, Floats]
+    bank_MK: Floats
+    calibration: tuple[Floats, Floats]
+    num_fossils: int
+    rows: tuple[Floats, Floats] | None
+    threshold: str
+
+    def fit(self) -> tuple[Frame, LinearGaussian]:
+        """The frame and the Gaussian. Raises ZeroVariance, TooFewFossils."""
+        frame = Frame.of(self.moments)
+        return frame, LinearGaussian.fit(self.moments, frame)
+
+    def minibatches(
+        self, source: FossilSource, frame: Frame, config: TrainConfig
+    ) -> "LoadedMinibatches | StreamedMinibatches":
+        """Endless minibatches in the coordinates of `frame`."""
+        if self.rows is not None:
+            return LoadedMinibatches(model_rows(frame, *self.rows), config.batch_size, config.seed)
+        return StreamedMinibatches(source, self.layout, frame, self.threshold)
+
+
+def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
+    """Read all fossils once.
+
+    Raises:
+        TooFewFossils, LayoutMismatch, NonFiniteField: What is wrong with them.
+    """
+    layout = source.layout
+    room = max(1, config.memory_max_bytes // (8 * (layout.size + layout.given_size)))
+    kept = _Rows(layout)
+    share = f"{int(config.validation_fraction * 2**32):08x}"
+    moments, count, fits = Moments(layout), 0, True
+    for minibatch in source.epoch():
+        x_BD, c_BK = layout.pack(minibatch)
+        cids, families = list(minibatch["_cid"]), list(minibatch["_family"])
+        count += len(x_BD)
+        fits = fits and count <= room
+        # Too many to keep: from here on only those that may be validation fossils.
+        take = [row for row, name in enumerate(families) if fits or _mark(name) < share]
+        kept.add(x_BD[take], c_BK[take], [cids[r] for r in take], [families[r] for r in take])
+        if not fits:
+            moments.add(x_BD, c_BK)
+    if count < FOSSILS_MIN:
+        raise TooFewFossils(count)
+    wanted = min(config.validation_max, int(config.validation_fraction * count))
+    x_ND, c_NK, marks = kept.ordered([_mark(name) for name in kept.families])
+    num = _whole_families(marks, wanted)
+    if num == 0 and fits:
+        # Families are too large to set one aside: choose single fossils.
+        x_ND, c_NK, marks = kept.ordered([_mark(cid) for cid in kept.cids])
+        num = wanted
+    validation = x_ND[:num], c_NK[:num]
+    threshold = marks[num] if num else ""
+    if fits:
+        moments = Moments(layout)
+        moments.add(x_ND[num:], c_NK[num:])
+    spread = slice(num, None, max(1, (len(x_ND) - num) // _CALIBRATION_MAX))
+    return TrainingData(
+        layout=layout,
+        moments=moments,
+        validation=validation,
+        bank_MK=c_NK[num:][:_BANK_MAX],
+        calibration=(x_ND[spread], c_NK[spread]),
+        num_fossils=count - num,
+        rows=(x_ND[num:], c_NK[num:]) if fits else None,
+        threshold=threshold,
+    )
+
+
+class LoadedMinibatches:
+    """Minibatches from memory: that of step t is a pure function of (seed, t)."""
+
+    def __init__(self, rows: tuple[Tensor, Tensor], batch_size: int, seed: int) -> None:
+        self._z_ND, self._c_NK = rows
+        self._size = min(batch_size, len(self._z_ND))
+        self._per_epoch = len(self._z_ND) // self._size
+        self._seed = seed
+        self._epoch = -1
+        self._order_N = torch.zeros(0, dtype=torch.int64)
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The minibatch of step `step`, from 1. An epoch's rest below a minibatch is left out."""
+        epoch, place = divmod(step - 1, self._per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self._seed, "order", epoch))
+            self._order_N = torch.randperm(len(self._z_ND), generator=generator)
+            self._epoch = epoch
+        index = self._order_N[place * self._size : (place + 1) * self._size]
+        return self._z_ND[index], self._c_NK[index]
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing beside the step."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+class StreamedMinibatches:
+    """Minibatches read again and again from the source, validation fossils left out."""
+
+    def __init__(
+        self, source: FossilSource, layout: RecordLayout, frame: Frame, threshold: str
+    ) -> None:
+        self._source = source
+        self._layout = layout
+        self._frame = frame
+        self._threshold = threshold
+        self._stream: Iterator[Mapping[str, Any]] = iter(())
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The next minibatch; at least two fossils."""
+        while True:
+            minibatch = next(self._stream, None)
+            if minibatch is None:
+                self._stream = self._source.epoch()
+                continue
+            x_BD, c_BK = self._layout.pack(minibatch)
+            keep = [
+                r for r, name in enumerate(minibatch["_family"]) if _mark(name) >= self._threshold
+            ]
+            if len(keep) >= 2:
+                return model_rows(self._frame, x_BD[keep], c_BK[keep])
+
+    def get_state(self) -> dict[str, Any]:
+        """The source's place."""
+        return self._source.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take the source to a place."""
+        self._source.set_state(state)
+        self._stream = self._source.epoch()
+
+
+def model_rows(frame: Frame, x_ND: Floats, c_NK: Floats) -> tuple[Tensor, Tensor]:
+    """Rows z (N, D) and c (N, K), float32: the offsets are taken away in float64 before."""
+    z_ND = torch.from_numpy(frame.to_model(x_ND)).float()
+    return z_ND, torch.from_numpy(frame.given_to_model(c_NK)).float()
+
+
+def seed_of(seed: int, purpose: str, number: int) -> int:
+    """A seed for one purpose and one number, independent of all others: 63 bits."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{number}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def _mark(name: str) -> str:
+    """Where a family (or CID) stands in the order in which validation fossils are taken."""
+    return hashlib.sha256(f"validation:{name}".encode()).hexdigest()[:8]
+
+
+def _whole_families(marks: list[str], wanted: int) -> int:
+    """The most rows, at most `wanted`, that end between two marks."""
+    while 0 < wanted < len(marks) and marks[wanted - 1] == marks[wanted]:
+        wanted -= 1
+    return wanted

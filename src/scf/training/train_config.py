@@ -1,0 +1,199 @@
+"""Every setting of a training run, as one frozen value. No torch here.
+
+Settings come from a preset (a TOML file under `presets/`), then a JSON file, then the command line;
+the later wins. An unknown key is an error that lists the known ones. The whole value is stored in
+the checkpoint's `config.json`.
+"""
+
+import dataclasses
+import importlib.resources
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scf.core.errors import UsageError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+_PRESETS = importlib.resources.files("scf.training") / "presets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is made.
+
+    Nothing here but the limits depends on how long a run lasts: learning rate and averaging are
+    functions of the step alone. So a run can be stopped anywhere, and a resumed one repeats the
+    uninterrupted one whatever its limits were.
+
+    Attributes:
+        preset: Where the other defaults came from.
+        width: Units of a layer; time grows with its square, and so does what can be learned.
+        depth: Residual blocks.
+        site_width: Units of the network that reads one site at a time; 0 leaves it out.
+        batch_size: Fossils for one step.
+        learning_rate: Of AdamW, at its highest (after warm-up).
+        warmup_steps: Steps over which the learning rate rises from 0.
+        decay_steps: From here the learning rate falls like 1/sqrt(step) (EDM2, arXiv 2312.02696).
+        weight_decay: Of AdamW where fossils are few; it falls as fossils a number grow (see
+            `weight_decay_for`).
+        gradient_norm_max: Longer gradients are shortened to this.
+        dual_weight: Weight of the time-score term against denoising; 0 gives energies without a
+            normaliser.
+        ema_gamma: Exponent of the power-function average of the weights (EDM2 eq. 8); 6.94 averages
+            over about the last tenth of the run, however long it is.
+        sigma_min: Smallest trained noise, in scales of the data.
+        sigma_max: Largest.
+        sigma_log_mean: Mean of ln sigma where most details are decided.
+        sigma_log_std: Its spread.
+        sigma_uniform_fraction: Share of noise levels drawn uniformly in ln sigma.
+        score_sigma: Default sigma of `scf score`, in scales of the data.
+        validation_fraction: Share of the training fossils (chosen by their CIDs) that no step sees:
+            they choose which averaged weights are kept.
+        validation_max: At most so many fossils.
+        evaluate_every: Steps between looks at them.
+        patience: Stop early once the step is this many times that of the best weights; 0 never.
+        calibration_particles: Particles that measure the normaliser; fewer above 64 numbers, so
+        that
+            it stays a matter of seconds. 0 leaves the normaliser to the dual term alone.
+        memory_max_bytes: Fossils that fit are loaded once; more are streamed.
+        max_seconds: Limit on training time over the whole life of a run, resumes included.
+        max_steps: Limit on steps, likewise.
+        checkpoint_every_s: Pause between checkpoints to resume from.
+        seed: Same seed, same run, bit for bit on one CPU with one number of threads.
+        device: `auto` takes cuda, then mps, then cpu.
+        threads: CPU threads; 0 takes all.
+        parent: Checkpoint to go on from: its weights and its frame; "" begins anew.
+    """
+
+    preset: str = "base"
+    width: int = 192
+    depth: int = 2
+    site_width: int = 32
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    decay_steps: int = 1000
+    weight_decay: float = 1.0
+    gradient_norm_max: float = 1.0
+    dual_weight: float = 0.05
+    ema_gamma: float = 6.94
+    sigma_min: float = 0.01
+    sigma_max: float = 30.0
+    sigma_log_mean: float = -0.7
+    sigma_log_std: float = 1.3
+    sigma_uniform_fraction: float = 0.5
+    score_sigma: float = 0.05
+    validation_fraction: float = 0.1
+    validation_max: int = 512
+    evaluate_every: int = 100
+    patience: float = 3.0
+    calibration_particles: int = 1024
+    memory_max_bytes: int = 2_000_000_000
+    max_seconds: float = 75.0
+    max_steps: int = 200_000
+    checkpoint_every_s: float = 60.0
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    parent: str = ""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "width", "depth", "batch_size", "learning_rate", "warmup_steps", "decay_steps",
+            "gradient_norm_max", "sigma_min", "sigma_log_std", "score_sigma", "evaluate_every",
+            "memory_max_bytes", "max_seconds", "max_steps",
+            "checkpoint_every_s",
+        )  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} = {getattr(self, name)} must be above 0")
+        for name in (
+            "site_width",
+            "weight_decay",
+            "dual_weight",
+            "ema_gamma",
+            "threads",
+            "patience",
+            "calibration_particles",
+        ):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} = {getattr(self, name)} must not be below 0")
+        if not 0 <= self.validation_fraction < 1 or not 0 <= self.sigma_uniform_fraction <= 1:
+            raise UsageError("validation_fraction and sigma_uniform_fraction are shares of one")
+        if not self.sigma_min <= self.score_sigma < self.sigma_max:
+            raise UsageError("noise levels must obey sigma_min <= score_sigma < sigma_max")
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 1."""
+        rise = min(1.0, step / self.warmup_steps)
+        return self.learning_rate * rise / math.sqrt(max(1.0, step / self.decay_steps))
+
+    def weight_decay_for(self, size: int, num_fossils: int) -> float:
+        """Weight decay for records of `size` numbers: all of it below 4 fossils a number.
+
+        Measured (docs/LOG.md): 930 days of 192 numbers want 1.0, 4000 points of 2 numbers want 0.
+        """
+        return self.weight_decay * min(1.0, 4.0 * size / num_fossils)
+
+    def particles_for(self, size: int) -> int:
+        """Particles for records of `size` numbers."""
+        return min(self.calibration_particles, max(128, self.calibration_particles * 64 // size))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """A config that was stored, every key present or at its default.
+
+        Raises:
+            UsageError: An unknown key, or a value of the wrong kind.
+        """
+        return cls(**_checked(values, "config"))
+
+
+def preset_names() -> list[str]:
+    """The presets that exist."""
+    return sorted(path.name.removesuffix(".toml") for path in _PRESETS.iterdir()
+                  if path.name.endswith(".toml"))  # fmt: skip
+
+
+def build_config(*layers: Mapping[str, Any]) -> TrainConfig:
+    """Preset, then each layer over it; the preset is the one that the last layer names.
+
+    Raises:
+        UsageError: An unknown preset or key, or a value of the wrong kind.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= layer
+    name = merged.get("preset", "base")
+    if name not in preset_names():
+        raise UsageError(f"preset {name!r} is not one of {', '.join(preset_names())}")
+    text = (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+    return TrainConfig(**_checked({**tomllib.loads(text), **merged, "preset": name}, "settings"))
+
+
+def _checked(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    known = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(
+                f"{what}: unknown key {key!r}", remedy=f"Known keys: {', '.join(known)}."
+            )
+        kind = known[key]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (
+            isinstance(value, str)
+            if kind is str
+            else is_number and (kind is float or float(value).is_integer())
+        )
+        if not fits:
+            raise UsageError(f"{what}: {key} = {value!r} is not {getattr(kind, '__name__', kind)}")
+        checked[key] = value if kind is str else kind(value)  # type: ignore[operator]
+    return checked
