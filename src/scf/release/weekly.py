@@ -5,8 +5,9 @@ use, and appears under its name whole or not at all. Making it again finds it th
 names the one before by digest, so that none can be taken out or changed unseen.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -27,11 +28,12 @@ from scf.release.archive import (
 from scf.release.contents import ABSENT, Contents, gather
 from scf.release.notes import is_promotion, release_notes, verify_text
 from scf.release.verify_release import verify_release
+from scf.signing.keys import load_signer, public_keys
 from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey
 from scf.storage import durable
 from scf.storage.failpoint import failpoint
-from scf.storage.partitions import Folder
+from scf.storage.partitions import Drive, Folder
 from scf.vault.journal import Vault
 from scf.zoo.registry import Zoo
 
@@ -113,6 +115,32 @@ class Foundry:
     keys: Mapping[str, PublicKey]
     code_version: str
     clock: Clock = SystemClock()  # noqa: RUF009 - stateless
+
+
+@contextlib.contextmanager
+def open_foundry(
+    drive: Drive, home: Path, *, code_version: str, clock: Clock | None = None
+) -> Iterator[Foundry]:
+    """Everything that a release needs, opened on one drive and home.
+
+    Raises:
+        KeyMissing: The home has no keys, or one cannot be trusted to be private.
+        AuditLogRolledBack, AuditLogDamaged: The log is not what was signed.
+    """
+    clock = clock or SystemClock()
+    signer = load_signer(home / "keys", "foundry")
+    audit = AuditLog.open(drive.folder("zk_proofs", "audit"), home, signer, clock=clock)
+    with Vault.open(drive, home) as vault:
+        yield Foundry(
+            releases=drive.folder("release_history"),
+            zoo=Zoo.open(drive.folder("model_zoo"), clock=clock),
+            vault=vault,
+            audit=audit,
+            signer=signer,
+            keys=public_keys(home / "keys"),
+            code_version=code_version,
+            clock=clock,
+        )
 
 
 def make_release(
