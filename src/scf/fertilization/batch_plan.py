@@ -10,14 +10,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from scf.core.canonical import canonical_json
 from scf.core.errors import InputError, NothingToDo, OperatorError
 from scf.core.identity import is_sha256_hex, sha256_hex
 from scf.core.merkle import TreeHasher
 from scf.storage import durable
-from scf.vault.journal import Vault
 from scf.vault.manifest import summary_from_json
 from scf.vault.shard import ShardDamaged, ShardSummary, read_shard
 
@@ -118,8 +117,42 @@ class PlanFossil:
     split: str
 
 
+class CommittedShard(Protocol):
+    """A journal entry, as far as a plan needs it."""
+
+    @property
+    def summary(self) -> ShardSummary:
+        """What identifies the shard."""
+
+
+class PlannedVault(Protocol):
+    """What a plan asks of a vault. `vault.journal.Vault` has it.
+
+    Spelled out here because plans are also read on rented machines, where the vault itself, which
+    can sign, must not be reachable.
+    """
+
+    def refresh(self) -> None:
+        """Take notice of shards that another process committed."""
+
+    def journal_size(self) -> int:
+        """Changes whenever a shard is committed."""
+
+    def entries(self) -> Iterator[CommittedShard]:
+        """The shards, in the order of their commits."""
+
+    def cids(self) -> Iterator[str]:
+        """Every CID, ascending."""
+
+    def families(self) -> Iterator[tuple[str, int]]:
+        """Every family with its number of fossils."""
+
+    def contains(self, cid: str) -> bool:
+        """Whether this fossil is there."""
+
+
 def make_plan(
-    vault: Vault,
+    vault: PlannedVault,
     *,
     seed: int,
     held_out_fraction: float = HELD_OUT_FRACTION,

@@ -21,7 +21,13 @@ from scf.storage.instance_lock import instance_lock
 from scf.storage.partitions import Drive, Folder
 from scf.vault.fossil import Fossil
 from scf.vault.index import Index, Location
-from scf.vault.manifest import manifest_path, read_manifest, sign_manifest, summary_from_json
+from scf.vault.manifest import (
+    PAYLOAD_TYPE,
+    manifest_path,
+    manifest_payload,
+    read_manifest,
+    summary_from_json,
+)
 from scf.vault.quarantine import Quarantine
 from scf.vault.shard import (
     ShardDamaged,
@@ -87,7 +93,10 @@ class Vault:
         Raises:
             DriveMissing: The drive is not there.
             ShardDamaged: A shard that the index has not read yet is not as its journal line says.
+            OperatorError: There is no home to keep the index in.
         """
+        if not home.is_dir():
+            raise OperatorError(f"there is no home at {home}", remedy="Make one: `scf init`.")
         vault = cls(drive, home, signer, clock or SystemClock())
         try:
             vault._catch_up()
@@ -238,7 +247,7 @@ class Vault:
         with contextlib.suppress(InputError, VerificationFailed):
             if read_manifest(path, [self._signer.public_key]) == summary:
                 return
-        envelope = sign_manifest(summary, self._signer)
+        envelope = self._signer.sign_envelope(PAYLOAD_TYPE, manifest_payload(summary))
         self.folder.folder(*Path(summary.path).parts[:-1]).write_json(path.name, envelope.to_json())
 
     def _append_entry(self, summary: ShardSummary, origin: str) -> ShardEntry:

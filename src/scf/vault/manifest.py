@@ -14,7 +14,6 @@ from scf.core.canonical import canonical_json, parse_json
 from scf.core.errors import InputError
 from scf.core.identity import is_sha256_hex
 from scf.signing.envelope import Envelope
-from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey, verify_envelope
 from scf.storage import durable
 from scf.vault import fossil
@@ -36,9 +35,9 @@ def manifest_path(shard: Path) -> Path:
     return shard.with_name(shard.name + SUFFIX)
 
 
-def sign_manifest(summary: ShardSummary, signer: Signer) -> Envelope:
-    """The manifest as an envelope. The same shard and key give the same bytes."""
-    return signer.sign_envelope(PAYLOAD_TYPE, canonical_json(_to_json(summary)))
+def manifest_payload(summary: ShardSummary) -> bytes:
+    """What the vault signs about a shard: canonical JSON. The same shard gives the same bytes."""
+    return canonical_json({"schema": SCHEMA, "fossil_schema": fossil.SCHEMA, **asdict(summary)})
 
 
 def read_manifest(path: Path, keys: Iterable[PublicKey]) -> ShardSummary:
@@ -51,10 +50,6 @@ def read_manifest(path: Path, keys: Iterable[PublicKey]) -> ShardSummary:
     envelope = Envelope.from_json(durable.read_json(path, size_max_bytes=2**20))
     payload = verify_envelope(envelope, keys, payload_type=PAYLOAD_TYPE)
     return _from_json(path, parse_json(payload))
-
-
-def _to_json(summary: ShardSummary) -> dict[str, Any]:
-    return {"schema": SCHEMA, "fossil_schema": fossil.SCHEMA, **asdict(summary)}
 
 
 def _from_json(path: Path, value: Any) -> ShardSummary:

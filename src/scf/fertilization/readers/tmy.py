@@ -103,7 +103,7 @@ class Tmy3Reader:
         return _TMY3_HEADER.match(head) is not None and b"Date (MM/DD/YYYY)" in head
 
     def read(self, origin: Origin) -> Iterator[Record]:
-        iotools = _pvlib("iotools")
+        iotools = _pvlib().iotools
         try:
             table, about = iotools.read_tmy3(str(origin.path), map_variables=False)
             station = _Station(
@@ -131,7 +131,7 @@ class Tmy2Reader:
         return _TMY2_HEADER.match(head) is not None
 
     def read(self, origin: Origin) -> Iterator[Record]:
-        iotools = _pvlib("iotools")
+        iotools = _pvlib().iotools
         try:
             table, about = iotools.read_tmy2(str(origin.path))
             station = _Station(
@@ -271,8 +271,7 @@ def _cos_zenith(middles: Any, station: _Station) -> Array:
     Rounded to 5 decimals (0.01 W/m2 in the closure), so that the last bits of another machine's
     cosine do not give the same day another CID.
     """
-    solarposition = _pvlib("solarposition")
-    position = solarposition.get_solarposition(
+    position = _pvlib().solarposition.get_solarposition(
         middles, station.latitude_deg, station.longitude_deg, altitude=station.elevation_m
     )
     cosine = np.cos(np.radians(position["zenith"].to_numpy()))
@@ -291,11 +290,14 @@ def _counts(flags: Sequence[str] | Array) -> dict[str, int]:
     return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
-def _pvlib(module: str) -> Any:
+def _pvlib() -> Any:
+    """pvlib, imported late: it takes a second and is needed by these readers alone."""
     try:
-        return importlib.import_module(f"pvlib.{module}")
+        import pvlib.iotools
+        import pvlib.solarposition
     except ImportError as error:
         raise _missing_pvlib() from error
+    return pvlib
 
 
 def _missing_pvlib() -> MissingTool:
