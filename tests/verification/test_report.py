@@ -32,9 +32,10 @@ def test_a_baseline_may_be_one_number() -> None:
 
 def test_a_diverged_model_has_no_loss() -> None:
     """A report may say that the model was not finite, and then need not have a loss."""
-    value = report_json() | {"finite": False, "dsm_loss": None}
+    value = report_json() | {"finite": False, "dsm_loss": None, "auroc": {"closure": None}}
 
     assert parse_report(value).dsm_loss is None
+    assert parse_report(value).auroc == {}
 
 
 def _set(path: str, value: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_it_names_what_was_measured(card: str) -> None:
     assert "# ebdm_gen0001" in card
     assert "trained on 40 physics records" in card
     assert "168 held-out fossils from 24 families" in card
-    assert "| Gaussian baseline | 0.9 |" in card
+    assert "| independent Gaussians (the baseline) | 0.9 |" in card
     assert "| closure | 0.970 |" in card
     assert "| closure | 0.8 W/m2 | 2.1 W/m2 | 9 W/m2 | yes |" in card
     assert "![energies](plots/energies.png)" in card

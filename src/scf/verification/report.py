@@ -58,7 +58,8 @@ class Report:
 
     Attributes:
         dsm_loss: The candidate's; None only if it was not finite.
-        baseline: A Gaussian with the training mean and covariance, by its exact score.
+        baseline: Independent Gaussians with the training means and variances, by their exact score.
+        gaussian: The Gaussian with the full training covariance; None where it was not measured.
         champion: The standing champion on the same fossils and noise; None for a first generation.
         auroc: By corruption: chance that a corrupted fossil has a higher energy than a real one.
         files: Names of plots beside the report.
@@ -72,6 +73,7 @@ class Report:
     finite: bool
     dsm_loss: Loss | None
     baseline: Loss
+    gaussian: Loss | None
     champion: Loss | None
     auroc: Mapping[str, float]
     physics: Mapping[str, PhysicsCheck]
@@ -102,7 +104,7 @@ def parse_report(value: Any) -> Report:
     loss = top.get("dsm_loss")
     if loss is None and finite:
         raise ReportInvalid("dsm_loss is absent although the model is said to be finite")
-    champion = top.get("champion_dsm_loss")
+    champion, gaussian = top.get("champion_dsm_loss"), top.get("gaussian_dsm_loss")
     report = Report(
         checkpoint_digest=_digest(top.get("checkpoint_digest"), "checkpoint_digest"),
         plan_id=_digest(top.get("plan_id"), "plan_id"),
@@ -111,8 +113,9 @@ def parse_report(value: Any) -> Report:
         finite=finite,
         dsm_loss=None if loss is None else _loss(loss, "dsm_loss"),
         baseline=_loss(top.get("baseline_dsm_loss"), "baseline_dsm_loss"),
+        gaussian=None if gaussian is None else _loss(gaussian, "gaussian_dsm_loss"),
         champion=None if champion is None else _loss(champion, "champion_dsm_loss"),
-        auroc=_aurocs(top.get("auroc")),
+        auroc=_aurocs(top.get("auroc"), finite=finite),
         physics={
             name: _physics(check, f"physics.{name}")
             for name, check in _mapping(top.get("physics"), "physics").items()
@@ -161,8 +164,10 @@ def _physics(value: Any, where: str) -> PhysicsCheck:
     return PhysicsCheck(real, sampled, unit, tolerance, _boolean(check.get("ok"), f"{where}.ok"))
 
 
-def _aurocs(value: Any) -> dict[str, float]:
-    aurocs = {name: _number(v, f"auroc.{name}") for name, v in _mapping(value, "auroc").items()}
+def _aurocs(value: Any, *, finite: bool) -> dict[str, float]:
+    # Energies that are not finite have no order: null is then an honest answer.
+    given = {n: v for n, v in _mapping(value, "auroc").items() if finite or v is not None}
+    aurocs = {name: _number(v, f"auroc.{name}") for name, v in given.items()}
     for name, auroc in aurocs.items():
         if not 0 <= auroc <= 1:
             raise ReportInvalid(f"auroc.{name} is {auroc}, expected a chance between 0 and 1")

@@ -32,11 +32,14 @@ def model_card(
 
 
 def results_table(statement: Statement) -> str:
-    """Held-out losses side by side: the model, the Gaussian baseline, the champion before it."""
+    """Held-out losses side by side: the model, the Gaussians, the champion before it."""
     report = statement.report
-    rows = [("this model", report.dsm_loss), ("Gaussian baseline", report.baseline)]
-    if report.champion is not None:
-        rows.append(("champion before it", report.champion))
+    rows = [
+        ("this model", report.dsm_loss),
+        ("Gaussian with the full covariance", report.gaussian),
+        ("independent Gaussians (the baseline)", report.baseline),
+        ("champion before it", report.champion),
+    ]
     lines = ["| held-out loss (lower is better) | mean | 95 % interval |", "| --- | --- | --- |"]
     for who, loss in rows:
         if loss is not None:
