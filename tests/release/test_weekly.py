@@ -163,6 +163,20 @@ def test_a_previous_release_that_was_exchanged_is_noticed(place: SmallFoundry) -
     assert "week-2026-11-16/RELEASE.json beside it" in checked.problems[0].what
 
 
+def test_runs_that_came_to_nothing_are_told(place: SmallFoundry) -> None:
+    """Whoever was away reads which runs failed, and why."""
+    place.log().append(
+        "run.REJECTED", "run-00000000000b", {"reason": "no better than the champion"}
+    )
+    place.log().append("run.PLANNED", "run-00000000000c", {"reason": "door local"})
+
+    notes = (make_release(foundry_of(place)).path / "NOTES.md").read_text()
+
+    assert "run-00000000000b was rejected: no better than the champion" in notes
+    assert "run-00000000000c" not in notes
+    assert "| run.PLANNED | 1 |" in notes
+
+
 def test_a_dry_run_writes_nothing(place: SmallFoundry) -> None:
     before = tree_bytes(place.root)
 

@@ -21,7 +21,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_names_what_was_measured(card: str) -> None:
     assert "# ebdm_gen0001" in card
-    assert "trained on 40 physics records" in card
+    assert "made from 40 physics records" in card
     assert "168 held-out fossils from 24 families" in card
     assert "| independent Gaussians (the baseline) | 0.9 |" in card
     assert "| closure | 0.970 |" in card

@@ -1,12 +1,25 @@
 """NOTES.md and VERIFY.md: the week for somebody who was away, and how to check it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scf.core.units import format_bytes
 from scf.release.contents import Contents
 from scf.zoo.model_card import gate_sentence, plot_lines, results_table
 from scf.zoo.registry import ROLLED_BACK
+
+INCIDENTS_MAX = 20
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A run that was rejected, failed or quarantined, as the audit log tells it."""
+
+    at: str
+    subject: str
+    state: str
+    reason: str
 
 
 def release_notes(
@@ -16,6 +29,7 @@ def release_notes(
     made_at: str,
     previous: Mapping[str, Any] | None,
     events: Mapping[str, int],
+    incidents: Sequence[Incident],
     absent: Mapping[str, str],
     code_version: str,
 ) -> str:
@@ -27,6 +41,7 @@ def release_notes(
         made_at: When, RFC 3339.
         previous: RELEASE.json of the release before, None for the first.
         events: How often each kind of event was logged since then.
+        incidents: Runs that came to nothing since then.
         absent: What this release does not contain, with the reason.
         code_version: Of the scf that makes the release.
     """
@@ -35,7 +50,7 @@ def release_notes(
         _summary(contents, previous),
         _model(contents, previous),
         _data(contents, previous),
-        _happened(contents, events, previous),
+        _happened(contents, events, incidents, previous),
         "## Not in this release\n\n" + "\n".join(f"* {k}: {v}." for k, v in sorted(absent.items())),
         f"Made {made_at} by scf {code_version}. How to check every claim above: VERIFY.md.",
     ]
@@ -102,8 +117,11 @@ def _model(contents: Contents, previous: Mapping[str, Any] | None) -> str:
         parts.append(f"Corrupted records told from real ones (AUROC, 0.5 is chance): {told}.")
     broken = [name for name, check in sorted(report.physics.items()) if not check.ok]
     if report.physics:
-        kept = f"all {len(report.physics)} constraints" if not broken else f"not {broken}"
-        parts.append(f"Physics: samples keep {kept}; the residuals are in MODEL_CARD.md.")
+        kept = f"do not keep {', '.join(broken)}" if broken else "keep every constraint"
+        checked = ", ".join(sorted(report.physics))
+        parts.append(
+            f"Physics: samples {kept} that was checked ({checked}); residuals are in MODEL_CARD.md."
+        )
     if report.files:
         parts.append(plot_lines(report.files))
     return "\n\n".join(parts)
@@ -129,7 +147,10 @@ def _data(contents: Contents, previous: Mapping[str, Any] | None) -> str:
 
 
 def _happened(
-    contents: Contents, events: Mapping[str, int], previous: Mapping[str, Any] | None
+    contents: Contents,
+    events: Mapping[str, int],
+    incidents: Sequence[Incident],
+    previous: Mapping[str, Any] | None,
 ) -> str:
     since = f"since {previous['name']}" if previous else "so far"
     lines = [f"| {event} | {count} |" for event, count in sorted(events.items())]
@@ -144,6 +165,15 @@ def _happened(
     ]
     if moves:
         parts.append("The champion's pointer moved:\n\n" + "\n".join(moves))
+    if incidents:
+        shown = [
+            f"* {incident.at[:16]}Z: {incident.subject} was {incident.state}: {incident.reason}"
+            for incident in incidents[-INCIDENTS_MAX:]
+        ]
+        left_out = len(incidents) - len(shown)
+        if left_out:
+            shown.insert(0, f"* {left_out} earlier ones: `scf runs`")
+        parts.append("Runs that came to nothing:\n\n" + "\n".join(shown))
     return "\n\n".join(parts)
 
 

@@ -26,7 +26,7 @@ from scf.release.archive import (
     releases_of,
 )
 from scf.release.contents import ABSENT, Contents, gather
-from scf.release.notes import is_promotion, release_notes, verify_text
+from scf.release.notes import Incident, is_promotion, release_notes, verify_text
 from scf.release.verify_release import verify_release
 from scf.signing.keys import load_signer, public_keys
 from scf.signing.signer import Signer
@@ -38,6 +38,8 @@ from scf.vault.journal import Vault
 from scf.zoo.registry import Zoo
 
 EVENT = "release.made"
+# Last states of runs that made no generation, as the conductor logs them (`run.REJECTED`).
+CAME_TO_NOTHING = frozenset({"REJECTED", "FAILED", "QUARANTINED"})
 
 
 class AlreadyReleased(NothingToDo):
@@ -311,13 +313,25 @@ def _texts(
     previous: tuple[Path, Mapping[str, Any]] | None,
 ) -> dict[str, bytes]:
     start = previous[1]["audit"]["size"] if previous else 0
-    events = Counter(logged.entry.event for logged in foundry.audit.entries(start))
+    # The previous release's own entry was appended after it was packed.
+    own = previous[1]["name"] if previous else None
+    entries = [
+        logged.entry
+        for logged in foundry.audit.entries(start)
+        if (logged.entry.event, logged.entry.subject) != (EVENT, own)
+    ]
     notes = release_notes(
         contents,
         name=about["name"],
         made_at=about["made_at"],
         previous=previous[1] if previous else None,
-        events=events,
+        events=Counter(entry.event for entry in entries),
+        incidents=[
+            Incident(entry.at, entry.subject, state.lower(), str(entry.details.get("reason")))
+            for entry in entries
+            for room, _, state in [entry.event.partition(".")]
+            if room == "run" and state in CAME_TO_NOTHING
+        ],
         absent=about["absent"],
         code_version=foundry.code_version,
     )

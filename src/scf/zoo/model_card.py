@@ -90,10 +90,10 @@ def _what(name: str, statement: Statement, checkpoint: CheckpointFacts, promoted
     return (
         f"# {name}\n\n"
         f"An energy-based diffusion model (EBDM) with {checkpoint.num_parameters:,} parameters, "
-        f"trained on {statement.plan.fossils:,} physics records (fossils) and promoted on "
-        f"{promoted_at[:10]}. Given a record it returns an energy in nats: low for records like "
-        "those it was trained on, high for records that break what these have in common. It also "
-        f"samples new records. {origin}"
+        f"made from {statement.plan.fossils:,} physics records (fossils), some of them held out to "
+        f"measure it, and promoted on {promoted_at[:10]}. Given a record it returns an energy in "
+        "nats: low for records like those it was trained on, high for records that break what "
+        f"these have in common. It also samples new records. {origin}"
     )
 
 
@@ -185,7 +185,8 @@ def _evidence(record: VerifiedStatement, checkpoint: CheckpointFacts) -> str:
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     return (
         "## Evidence\n\n| what | which |\n| --- | --- |\n"
-        f"{table}\n\n`scf proof verify statement.json` checks the signed statement."
+        f"{table}\n\n`scf proof verify` checks the signed statement: statement.json in a zoo, "
+        "proof.json in a release."
     )
 
 
