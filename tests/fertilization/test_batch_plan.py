@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scf.core import merkle
@@ -69,6 +69,7 @@ def test_families_are_held_out_as_a_whole(vault: Vault, tmp_path) -> None:
     assert {"held_out"} in sides.values()
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.text(min_size=1, max_size=5), min_size=2, max_size=8),
     st.floats(0, 1),

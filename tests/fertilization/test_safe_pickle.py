@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scf.fertilization.readers import safe_pickle
@@ -144,6 +144,7 @@ def test_cycles_are_refused() -> None:
         safe_pickle.loads(pickle.dumps(loop))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_bytes_make_it_fail_otherwise(data: st.DataObject) -> None:
     """Mutations of a good pickle give a value or a refusal, never anything else."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scf.fertilization.shuffle import BLOCK_RECORDS, EpochOrder, KeyedPermutation
@@ -13,6 +13,7 @@ def order_of(num_records: int, **options) -> np.ndarray:
     return np.concatenate([order.window(w) for w in range(order.num_windows)])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.text(max_size=10))
 def test_a_keyed_permutation_holds_every_number_once(size: int, key: str) -> None:
     everything = np.arange(size)
@@ -31,6 +32,7 @@ def test_a_keyed_permutation_needs_no_table() -> None:
     assert permutation.inverse(there)[0] == 123456789
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 3000),
     st.sampled_from([1, 64, 128, 192, 8192]),

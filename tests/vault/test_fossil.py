@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scf.core.errors import InputError
@@ -99,6 +99,7 @@ json_values = st.recursive(
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(finite, min_size=1, max_size=6),
     extra=st.dictionaries(st.text(max_size=6), json_values, max_size=3),
@@ -113,6 +114,7 @@ def test_the_cid_is_what_a_second_implementation_computes(
     assert obj["cid"] == cid_by_hand(obj, {"x": struct.pack(f"<{len(values)}d", *values)})
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(
         [
@@ -153,6 +155,7 @@ def test_list_and_packed_form_are_one_fossil(dtype: str, data: st.DataObject) ->
     np.testing.assert_array_equal(read, np.array(values, kind))
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**53) + 1, 2**53 - 1))
 def test_a_whole_number_is_one_number_however_it_is_written(number: int) -> None:
     """1 and 1.0 have one CID: JavaScript has one number type."""
@@ -302,6 +305,7 @@ def test_provenance_without_its_origin_is_refused(change: dict[str, Any]) -> Non
         parse_fossil(fossil_line(provenance=provenance))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_parser_fail_otherwise(data: bytes) -> None:
     """Whatever stands on a line, the answer is a fossil or an InputError."""
@@ -309,6 +313,7 @@ def test_no_bytes_make_the_parser_fail_otherwise(data: bytes) -> None:
         parse_fossil(data)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(fossil_object())), json_values)
 def test_no_value_of_a_key_makes_the_parser_fail_otherwise(key: str, value: Any) -> None:
     obj = {**fossil_object(), key: value}

@@ -180,6 +180,28 @@ def test_a_torn_journal_line_hides_no_good_one(vault: Vault) -> None:
     assert vault.num_fossils() == 2
 
 
+def test_a_lost_journal_is_written_again_from_the_manifests(
+    vault: Vault, foundry: FoundryPlaces
+) -> None:
+    """What the vault signed comes back; what does not fit its manifest is set aside, not lost."""
+    put(vault, [0])
+    put(vault, [1])
+    good, bad = list(vault.entries())
+    damaged = vault.folder.path / bad.path
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    (vault.folder.path / "journal.log").unlink()
+    vault.close()
+
+    with open_vault(foundry) as again:
+        assert again.num_fossils() == 0
+        put(again, [2])
+        assert sorted(again.cids()) == sorted(fossil(i).cid for i in (0, 2))
+        assert good.path in [entry.path for entry in again.entries()]
+        set_aside = again.folder.path / "quarantine" / f"shard-{damaged.stem}.jsonl"
+        assert set_aside.is_file()
+        assert put(again, [1]) == [True]
+
+
 def test_a_journal_line_cannot_point_outside_the_vault(vault: Vault) -> None:
     put(vault, [0])
     line = json.loads((vault.folder.path / "journal.log").read_text())

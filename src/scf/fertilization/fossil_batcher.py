@@ -2,9 +2,8 @@
 
 The order is a pure function of (fossils, seed, epoch); see `shuffle`. The whole state is a JSON
 value of under 200 bytes; `set_state(get_state())` anywhere gives the same next minibatch, bit for
-bit.
-With several ranks, each takes its share of every global minibatch: together they see exactly what
-one rank would see. torch is imported only when tensors are asked for.
+bit. With several ranks, each takes its share of every global minibatch: together they see exactly
+what one rank would see. torch is imported only when tensors are asked for.
 """
 
 import hashlib

@@ -10,8 +10,9 @@ lines do (about 60 bytes a fossil), and `gather` reads them again in the order o
 
 import shutil
 import tempfile
+import weakref
 from array import array
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from scf.vault.shard import ShardDamaged
 
 _REFUSALS_KEPT = 100
 _LINE_MAX_BYTES = 2**30
+# Files kept open at a time; a process may usually have 1,024, and others need some.
+_OPEN_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ class FossilTable:
         self._verify_always = verify_always
         self._memory_left = memory_bytes
         self._stats: list[tuple[int, int]] = []
-        self._opened: dict[int, BinaryIO] = {}
+        self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
+        weakref.finalize(self, _close_all, self._opened)
         self.digests: npt.NDArray[np.uint8]
         self.families: npt.NDArray[np.int32]
         self._places: npt.NDArray[np.int64]
@@ -165,9 +169,7 @@ class FossilTable:
 
     def close(self) -> None:
         """Close the files."""
-        for file in self._opened.values():
-            file.close()
-        self._opened.clear()
+        _close_all(self._opened)
 
     # Reading everything once
 
@@ -288,7 +290,11 @@ class FossilTable:
             raise ShardDamaged(path, f"at byte {offset}: {error}") from error
 
     def _open(self, number: int) -> BinaryIO:
-        if number not in self._opened:
+        if number in self._opened:
+            self._opened.move_to_end(number)
+        else:
+            while len(self._opened) >= _OPEN_MAX:
+                self._opened.popitem(last=False)[1].close()
             path = self._files[number].path
             stat = path.stat()
             if (stat.st_size, stat.st_mtime_ns) != self._stats[number]:
@@ -301,6 +307,12 @@ class FossilTable:
                     shutil.copyfileobj(packed, unpacked)
                 self._opened[number] = unpacked
         return self._opened[number]
+
+
+def _close_all(opened: "OrderedDict[int, BinaryIO]") -> None:
+    for file in opened.values():
+        file.close()
+    opened.clear()
 
 
 class VerdictFail(InputError):

@@ -16,8 +16,8 @@ import numpy as np
 from scf.vault.fields import Array, FieldSpec
 
 # Closure: mean |GHI - DNI cos(zenith) - DHI| over sunlit hours may be this much, in W/m2 plus a
-# share of their mean GHI. No genuine day uses half of it; of days with one channel shuffled in time the
-# checks refuse 100 % (GHI), 99.9 % (DHI) and 78 % (DNI: on overcast days there is none to shuffle).
+# share of their mean GHI. No genuine day uses half of it; of days with one channel shuffled in time
+# the checks refuse 100 % (GHI), 99.9 % (DHI) and 78 % (DNI: overcast days have none to shuffle).
 CLOSURE_TOLERANCE_W_M2 = 12.0
 CLOSURE_TOLERANCE_SHARE = 0.05
 # The sun is 6 degrees below the horizon (end of civil twilight) where cos(zenith) is -0.1045.

@@ -201,8 +201,8 @@ class Vault:
         """Put right what a crash left behind. Called by `writing`, under its lock.
 
         A shard with a signed manifest and no journal line gets its line: the commit is finished. A
-        shard without a manifest was never vouched for: it is moved to quarantine, and ingesting its
-        origin again repeats it. Nothing is deleted but hidden staging folders.
+        shard without a manifest that fits was never vouched for: it is moved to quarantine, and
+        ingesting its origin again repeats it. Nothing is deleted but hidden staging folders.
         """
         shards = self.folder.folder("shards")
         durable.sweep(shards.path)
@@ -212,9 +212,8 @@ class Vault:
             name = path.relative_to(self.folder.path).as_posix()
             if path.name.startswith(".") or name in known:
                 continue
-            summary = self._vouched_for(path)
-            if summary is not None and summary.path == name:
-                check_shard(path, summary)
+            summary = self._vouched_for(path, name)
+            if summary is not None:
                 self._append_entry(summary, "(finished after a crash)")
             else:
                 self.folder.check()
@@ -258,12 +257,15 @@ class Vault:
         self.folder.append_line(JOURNAL, line.encode())
         return entry
 
-    def _vouched_for(self, shard: Path) -> ShardSummary | None:
+    def _vouched_for(self, shard: Path, name: str) -> ShardSummary | None:
+        """What we signed about a shard that the journal does not name, if its bytes still fit."""
         assert self._signer is not None
         try:
-            return read_manifest(manifest_path(shard), [self._signer.public_key])
+            summary = read_manifest(manifest_path(shard), [self._signer.public_key])
+            check_shard(shard, summary)
         except (InputError, VerificationFailed):
             return None
+        return summary if summary.path == name else None
 
     def _catch_up(self) -> None:
         """Bring the index to the end of the journal, a shard a transaction.
