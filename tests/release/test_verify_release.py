@@ -1,5 +1,6 @@
 """The one-file verifier: whatever is not as it was signed is found, and the file is named."""
 
+import ast
 import json
 import os
 import random
@@ -18,17 +19,16 @@ from scf.core.canonical import canonical_json
 from scf.release import verify_release as verifier
 from scf.release.archive import pack
 from scf.release.verify_release import ed25519_verify, verify_release
-from scf.release.weekly import make_release
 from scf.signing.verify import PublicKey
 from support.foundries import SmallFoundry, small_foundry
-from support.releases import foundry_of, promote, releasable, writable_copy
+from support.releases import promote, releasable, release_week, writable_copy
 from support.runs import measured_run
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> SmallFoundry:
     place = releasable(tmp_path_factory.mktemp("foundry") / "foundry")
-    make_release(foundry_of(place))
+    release_week(place)
     return place
 
 
@@ -173,6 +173,16 @@ def test_the_file_runs_alone(place: SmallFoundry, release: Path, tmp_path: Path)
     assert done.stdout.startswith("week-2026-11-16: VERIFIED\n")
     assert "ebdm_gen0001, by run-000000000001" in done.stdout
     assert "unpinned" not in done.stdout
+
+
+def test_the_file_asks_for_nothing_but_python_3_9() -> None:
+    """Its syntax is that of 3.9, and every import is in the standard library."""
+    tree = ast.parse(Path(verifier.__file__).read_text(), feature_version=(3, 9))
+
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in imports if isinstance(node, ast.ImportFrom)}
+    assert names <= sys.stdlib_module_names
 
 
 def test_without_a_key_it_says_that_it_is_unpinned(release: Path, tmp_path: Path) -> None:

@@ -18,14 +18,13 @@ from scf.release.weekly import (
     ClockBehind,
     NothingToRelease,
     list_releases,
-    make_release,
     release_name,
 )
 from scf.storage import failpoint
 from scf.zoo.entry import GenerationDamaged
 from support.foundries import SmallFoundry, small_foundry, tree_bytes
 from support.processes import python_env
-from support.releases import foundry_of, promote, releasable, zoo_of
+from support.releases import promote, releasable, release_week, zoo_of
 from support.runs import fill_vault, measured_run
 
 
@@ -49,7 +48,7 @@ def names(place: SmallFoundry) -> list[str]:
 
 
 def test_a_release_holds_all_that_was_promised_and_verifies(place: SmallFoundry) -> None:
-    result = make_release(foundry_of(place))
+    result = release_week(place)
 
     assert result.name == "week-2026-11-16"
     assert result.path == place.root / "release_history" / "week-2026-11-16"
@@ -70,7 +69,7 @@ def test_a_release_holds_all_that_was_promised_and_verifies(place: SmallFoundry)
 
 
 def test_the_release_is_logged(place: SmallFoundry) -> None:
-    result = make_release(foundry_of(place))
+    result = release_week(place)
 
     last = list(place.log().entries())[-1].entry
     assert (last.event, last.subject) == ("release.made", "week-2026-11-16")
@@ -79,11 +78,11 @@ def test_the_release_is_logged(place: SmallFoundry) -> None:
 
 
 def test_a_week_is_released_once(place: SmallFoundry) -> None:
-    path = make_release(foundry_of(place)).path
+    path = release_week(place).path
     before = tree_bytes(path)
 
     with pytest.raises(AlreadyReleased, match="released already") as caught:
-        make_release(foundry_of(place))
+        release_week(place)
     assert caught.value.exit_code == 3
     assert tree_bytes(path) == before
     assert place.log().tree_head().size == 2
@@ -96,19 +95,17 @@ def test_the_same_inputs_give_the_same_bytes(place: SmallFoundry, template: Path
     other = SmallFoundry(place.base.parent / "other", SteppingClock(place.clock.moment))
     shutil.copytree(template, other.base)
 
-    assert tree_bytes(make_release(foundry_of(place)).path) == tree_bytes(
-        make_release(foundry_of(other)).path
-    )
+    assert tree_bytes(release_week(place).path) == tree_bytes(release_week(other).path)
 
 
 def test_releases_are_chained(place: SmallFoundry) -> None:
     """The second names the first by digest; both verify; the notes tell what changed."""
-    first = make_release(foundry_of(place))
+    first = release_week(place)
     place.clock.moment = datetime(2026, 11, 25, 8, tzinfo=UTC)
     fill_vault(place, fossils=25, origin="second.csv")
     promote(place, measured_run(place, number=2, champion_gain=0.2))
 
-    second = make_release(foundry_of(place))
+    second = release_week(place)
 
     about = json.loads((second.path / "RELEASE.json").read_text())
     assert about["previous"] == {
@@ -122,15 +119,15 @@ def test_releases_are_chained(place: SmallFoundry) -> None:
     assert "65 fossils (+25 since week-2026-11-16)" in notes
     assert "| second.csv | 25 | 25 |" in notes
     assert "| soup.csv | 40 | 0 |" in notes
-    assert [r["release"] for r in list_releases(foundry_of(place).releases)] == [
+    assert [r["release"] for r in list_releases(place.drive.folder("release_history"))] == [
         "week-2026-11-16", "week-2026-11-23",
     ]  # fmt: skip
 
 
 def test_a_week_without_promotion_says_so(place: SmallFoundry) -> None:
-    make_release(foundry_of(place))
+    release_week(place)
 
-    second = make_release(foundry_of(place), week=date(2026, 11, 23))
+    second = release_week(place, week=date(2026, 11, 23))
 
     assert not second.promotion
     assert "No promotion" in (second.path / "NOTES.md").read_text()
@@ -139,10 +136,10 @@ def test_a_week_without_promotion_says_so(place: SmallFoundry) -> None:
 
 def test_a_rollback_is_told_with_its_reason(place: SmallFoundry) -> None:
     promote(place, measured_run(place, number=2, champion_gain=0.2))
-    make_release(foundry_of(place))
+    release_week(place)
     zoo_of(place).rollback("ebdm_gen0001", "0002 drifts at night")
 
-    second = make_release(foundry_of(place), week=date(2026, 11, 23))
+    second = release_week(place, week=date(2026, 11, 23))
 
     assert second.generation == "ebdm_gen0001"
     notes = (second.path / "NOTES.md").read_text()
@@ -151,8 +148,8 @@ def test_a_rollback_is_told_with_its_reason(place: SmallFoundry) -> None:
 
 
 def test_a_previous_release_that_was_exchanged_is_noticed(place: SmallFoundry) -> None:
-    first = make_release(foundry_of(place))
-    second = make_release(foundry_of(place), week=date(2026, 11, 23))
+    first = release_week(place)
+    second = release_week(place, week=date(2026, 11, 23))
     path = first.path / "RELEASE.json"
     path.chmod(0o644)
     path.write_bytes(path.read_bytes().replace(b"promotion", b"promotioN"))
@@ -170,7 +167,7 @@ def test_runs_that_came_to_nothing_are_told(place: SmallFoundry) -> None:
     )
     place.log().append("run.PLANNED", "run-00000000000c", {"reason": "door local"})
 
-    notes = (make_release(foundry_of(place)).path / "NOTES.md").read_text()
+    notes = (release_week(place).path / "NOTES.md").read_text()
 
     assert "run-00000000000b was rejected: no better than the champion" in notes
     assert "run-00000000000c" not in notes
@@ -180,13 +177,13 @@ def test_runs_that_came_to_nothing_are_told(place: SmallFoundry) -> None:
 def test_a_dry_run_writes_nothing(place: SmallFoundry) -> None:
     before = tree_bytes(place.root)
 
-    result = make_release(foundry_of(place), dry_run=True)
+    result = release_week(place, dry_run=True)
 
     assert result.path is None
     assert result.generation == "ebdm_gen0001"
     assert result.size_bytes > 1000
     assert tree_bytes(place.root) == before
-    assert make_release(foundry_of(place)).num_files == result.num_files
+    assert release_week(place).num_files == result.num_files
 
 
 # -- what cannot be released --------------------------------------------------------------------------
@@ -194,7 +191,7 @@ def test_a_dry_run_writes_nothing(place: SmallFoundry) -> None:
 
 def test_an_empty_zoo_has_nothing_to_release(tmp_path: Path) -> None:
     with pytest.raises(NothingToRelease, match="zoo is empty") as caught:
-        make_release(foundry_of(small_foundry(tmp_path)))
+        release_week(small_foundry(tmp_path))
     assert caught.value.exit_code == 3
 
 
@@ -206,11 +203,11 @@ def test_a_week_is_named_by_its_monday() -> None:
 
 
 def test_a_clock_before_the_last_release_is_refused(place: SmallFoundry) -> None:
-    make_release(foundry_of(place))
+    release_week(place)
     place.clock.moment = datetime(2026, 11, 3, tzinfo=UTC)
 
     with pytest.raises(ClockBehind, match="week-2026-11-16 was made at") as caught:
-        make_release(foundry_of(place))
+        release_week(place)
     assert caught.value.exit_code == 1
     assert names(place) == ["week-2026-11-16"]
 
@@ -220,32 +217,31 @@ def test_a_damaged_champion_is_not_released(place: SmallFoundry) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
 
     with pytest.raises(GenerationDamaged, match=r"ema\.safetensors") as caught:
-        make_release(foundry_of(place))
+        release_week(place)
     assert caught.value.exit_code == 5
     assert names(place) == []
 
 
 def test_a_vault_that_lost_a_shard_is_not_released(place: SmallFoundry) -> None:
     """What the model was trained on must still be there, as it was."""
-    foundry = foundry_of(place)
     shard = next((place.root / "fossil_vault" / "shards").glob("*/*.ndjson"))
     text = shard.read_bytes()
     shard.write_bytes(b"".join(text.splitlines(keepends=True)[1:]))
     with pytest.raises(Exception, match="not those of the plan"):
-        make_release(foundry)
+        release_week(place)
     shard.unlink()
     with pytest.raises(Exception, match=shard.name):
-        make_release(foundry)
+        release_week(place)
     assert names(place) == []
 
 
 def test_an_earlier_release_that_cannot_be_read_stops_the_chain(place: SmallFoundry) -> None:
-    path = make_release(foundry_of(place)).path / "RELEASE.json"
+    path = release_week(place).path / "RELEASE.json"
     path.chmod(0o644)
     path.write_text("{")
 
     with pytest.raises(ReleaseDamaged, match=r"week-2026-11-16.RELEASE\.json"):
-        make_release(foundry_of(place), week=date(2026, 11, 23))
+        release_week(place, week=date(2026, 11, 23))
 
 
 # -- crashes ---------------------------------------------------------------------------------------
@@ -255,10 +251,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from support.foundries import SmallFoundry, SteppingClock
-from support.releases import foundry_of
-from scf.release.weekly import make_release
+from support.releases import release_week
 clock = SteppingClock(datetime(2026, 11, 18, 13, tzinfo=UTC))
-make_release(foundry_of(SmallFoundry(Path(sys.argv[1]), clock)))
+release_week(SmallFoundry(Path(sys.argv[1]), clock))
 """
 
 
@@ -289,9 +284,9 @@ def test_a_kill_at_any_moment_leaves_no_half_release(
 
     if is_there:
         with pytest.raises(AlreadyReleased):
-            make_release(foundry_of(place))
+            release_week(place)
     else:
-        make_release(foundry_of(place))
+        release_week(place)
 
     assert names(place) == ["week-2026-11-16"]
     assert verify_release(place.root / "release_history" / "week-2026-11-16").ok
@@ -307,8 +302,8 @@ def test_a_full_or_failing_disk_leaves_nothing(
     monkeypatch.setattr(failpoint, "_passages", {})
     monkeypatch.setenv("SCF_FAIL", f"{point}:{how}")
     with pytest.raises(error):
-        make_release(foundry_of(place))
+        release_week(place)
     monkeypatch.delenv("SCF_FAIL")
 
     assert names(place) == []
-    assert make_release(foundry_of(place)).path is not None
+    assert release_week(place).path is not None

@@ -1,10 +1,10 @@
 """Foundries that have something to release, and small damages to releases."""
 
 import shutil
+from datetime import date
 from pathlib import Path
 
-from scf.release.weekly import Foundry
-from scf.vault.journal import Vault
+from scf.release.weekly import ReleaseResult, make_release, open_foundry
 from scf.zoo.entry import Generation
 from scf.zoo.registry import Zoo
 from support.foundries import SmallFoundry, small_foundry
@@ -36,18 +36,12 @@ def releasable(base: Path) -> SmallFoundry:
     return place
 
 
-def foundry_of(place: SmallFoundry) -> Foundry:
-    """What `make_release` works with."""
-    return Foundry(
-        releases=place.drive.folder("release_history"),
-        zoo=zoo_of(place),
-        vault=Vault.open(place.drive, place.home),
-        audit=place.log(),
-        signer=place.signer(),
-        keys=place.keys,
-        code_version="0.1.0",
-        clock=place.clock,
-    )
+def release_week(
+    place: SmallFoundry, *, week: date | None = None, dry_run: bool = False
+) -> ReleaseResult:
+    """Make the release of a week, by the foundry's own clock if none is named."""
+    with open_foundry(place.drive, place.home, code_version="0.1.0", clock=place.clock) as foundry:
+        return make_release(foundry, week=week, dry_run=dry_run)
 
 
 def writable_copy(release: Path, target: Path) -> Path:

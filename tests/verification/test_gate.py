@@ -136,6 +136,16 @@ def test_families_must_be_the_same_on_both_sides() -> None:
             },
             "samples break dew_point: residual 7 degC",
         ),
+        (
+            {
+                "physics": {
+                    "closure": {
+                        "real": 0.7, "sampled": 34.0, "unit": "W/m2", "tolerance": 15.0, "ok": True,
+                    }
+                }
+            },
+            "samples break closure: residual 34 W/m2 (tolerance 15)",
+        ),
     ],
 )  # fmt: skip
 def test_each_veto_ends_it(change: dict[str, Any], reason: str) -> None:

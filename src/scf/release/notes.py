@@ -115,7 +115,7 @@ def _model(contents: Contents, previous: Mapping[str, Any] | None) -> str:
     if report.auroc:
         told = ", ".join(f"{name} {value:.3f}" for name, value in sorted(report.auroc.items()))
         parts.append(f"Corrupted records told from real ones (AUROC, 0.5 is chance): {told}.")
-    broken = [name for name, check in sorted(report.physics.items()) if not check.ok]
+    broken = [name for name, check in sorted(report.physics.items()) if not check.is_kept]
     if report.physics:
         kept = f"do not keep {', '.join(broken)}" if broken else "keep every constraint"
         checked = ", ".join(sorted(report.physics))

@@ -239,9 +239,9 @@ def _vetoes(report: Report, *, checkpoint_digest: str, plan_id: str) -> list[tup
     for name, check in sorted(report.physics.items()):
         sampled = "unmeasured" if check.sampled is None else f"{check.sampled:.4g} {check.unit}"
         limit = "" if check.tolerance is None else f" (tolerance {check.tolerance:.4g})"
-        verb = "keep" if check.ok else "break"
+        verb = "keep" if check.is_kept else "break"
         vetoes.append(
-            (f"physics.{name}", check.ok, f"samples {verb} {name}: residual {sampled}{limit}")
+            (f"physics.{name}", check.is_kept, f"samples {verb} {name}: residual {sampled}{limit}")
         )
     # Under exchangeability the standard error of an AUROC of n against n is about 1/sqrt(6 n)
     # (Mann-Whitney); n is the number of families, since fossils within one are alike.

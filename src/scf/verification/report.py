@@ -51,6 +51,13 @@ class PhysicsCheck:
     tolerance: float | None
     ok: bool
 
+    @property
+    def is_kept(self) -> bool:
+        """`ok`, unless the numbers beside it say otherwise; real records may exceed a tolerance."""
+        if self.sampled is None or self.tolerance is None:
+            return self.ok
+        return self.ok and self.sampled <= max(self.tolerance, self.real or 0.0)
+
 
 @dataclass(frozen=True)
 class Report:

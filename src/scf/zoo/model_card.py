@@ -140,7 +140,7 @@ def _results(statement: Statement) -> str:
             + "\n".join(
                 f"| {name} | {_number(check.real, check.unit)} | "
                 f"{_number(check.sampled, check.unit)} | {_number(check.tolerance, check.unit)} | "
-                f"{'yes' if check.ok else 'no'} |"
+                f"{'yes' if check.is_kept else 'no'} |"
                 for name, check in sorted(report.physics.items())
             )
         )
