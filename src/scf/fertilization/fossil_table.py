@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scf.core.errors import InputError
-from scf.core.identity import cid_digest, cid_from_digest
+from scf.core.identity import cid_from_digest
 from scf.storage.ndjson import open_text, read_lines
 from scf.vault.fields import Array, FieldInvalid, FieldSpec
 from scf.vault.fossil import PASS, Fossil, parse_fossil
@@ -228,7 +228,7 @@ class FossilTable:
         if family == len(self.family_names):
             self.family_names.append(fossil.family)
         kind.places.extend(place)
-        kind.digests += cid_digest(fossil.cid)
+        kind.digests += fossil.digest
         kind.families.append(family)
         if kind.columns is not None:
             for name in kind.columns:

@@ -5,6 +5,7 @@ The CID is CIDv1 (base32, dag-cbor, sha2-256) over the DAG-CBOR of the object wi
 is called the fossil's *block* here. Format and test vectors: docs/formats/fossil.md.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from scf.core.canonical import dag_cbor, parse_json
 from scf.core.clock import parse_utc
 from scf.core.errors import InputError
-from scf.core.identity import cid_digest, cid_of
+from scf.core.identity import cid_digest, cid_from_digest
 from scf.vault.fields import Array, FieldSpec, check_block_field, read_field, to_base64
 from scf.vault.provenance import Provenance
 
@@ -58,6 +59,7 @@ class Fossil:
 
     Attributes:
         cid: Its identity; recomputed from the content unless the reader asked otherwise.
+        digest: The 32 bytes inside the CID, which cost 40 us to get out of its text.
         block: What the CID covers: the object without `cid` and `verifier`, each field with `data`.
         verifier: `{name, version, verdict, checks}`: who judged it, and how.
         specs: Name, type, shape and unit of each field, in the order of their names.
@@ -66,6 +68,7 @@ class Fossil:
     """
 
     cid: str
+    digest: bytes
     block: dict[str, Any]
     verifier: dict[str, Any]
     specs: tuple[FieldSpec, ...]
@@ -80,13 +83,7 @@ class Fossil:
     @property
     def obj(self) -> dict[str, Any]:
         """The JSON object, fields in packed form."""
-        fields = {
-            name: {
-                **{key: item for key, item in field.items() if key != "data"},
-                "b64": to_base64(field["data"]),
-            }
-            for name, field in self.block["fields"].items()
-        }
+        fields = _packed(self.block["fields"])
         return {"cid": self.cid, **self.block, "fields": fields, "verifier": self.verifier}
 
     @property
@@ -152,12 +149,13 @@ def parse_fossil(line: bytes, *, position: int = 0, verify_cid: bool = True) -> 
     block, specs = _block_of(obj)
     provenance = _check_block(block, specs)
     if verify_cid:
-        actual = _cid_of_block(block)
+        digest = _digest_of_block(block)
+        actual = cid_from_digest(digest)
         if stated != actual:
             raise WrongCid(stated, actual)
     else:
-        cid_digest(stated)
-    return Fossil(stated, block, verifier, specs, provenance, position)
+        digest = cid_digest(stated)
+    return Fossil(stated, digest, block, verifier, specs, provenance, position)
 
 
 def make_fossil(block: dict[str, Any], verifier: dict[str, Any], *, position: int = 0) -> Fossil:
@@ -168,8 +166,9 @@ def make_fossil(block: dict[str, Any], verifier: dict[str, Any], *, position: in
     """
     specs = tuple(check_block_field(name, field) for name, field in sorted(_fields(block)))
     provenance = _check_block(block, specs)
-    cid = _cid_of_block(block)
-    return Fossil(cid, block, _read_verifier(verifier), specs, provenance, position)
+    digest = _digest_of_block(block)
+    cid = cid_from_digest(digest)
+    return Fossil(cid, digest, block, _read_verifier(verifier), specs, provenance, position)
 
 
 def fossil_cid(obj: Mapping[str, Any]) -> str:
@@ -180,7 +179,7 @@ def fossil_cid(obj: Mapping[str, Any]) -> str:
     """
     content = {key: value for key, value in obj.items() if key not in {"cid", "verifier"}}
     block, _ = _block_of(content)
-    return _cid_of_block(block)
+    return cid_from_digest(_digest_of_block(block))
 
 
 def encode_fossil(fossil: Fossil | Mapping[str, Any]) -> bytes:
@@ -194,7 +193,7 @@ def encode_fossil(fossil: Fossil | Mapping[str, Any]) -> bytes:
     else:
         obj = dict(fossil)
         block, _ = _block_of({key: obj[key] for key in obj if key not in {"cid", "verifier"}})
-        obj["fields"] = Fossil("", block, {}, (), Provenance("", "")).obj["fields"]
+        obj["fields"] = _packed(block["fields"])
     try:
         text = json.dumps(
             obj, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
@@ -202,6 +201,17 @@ def encode_fossil(fossil: Fossil | Mapping[str, Any]) -> bytes:
         return text.encode() + b"\n"
     except (ValueError, TypeError) as error:
         raise FossilInvalid(f"cannot be written as JSON: {error}") from error
+
+
+def _packed(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The fields of a block as they stand in JSON."""
+    return {
+        name: {
+            **{key: item for key, item in field.items() if key != "data"},
+            "b64": to_base64(field["data"]),
+        }
+        for name, field in fields.items()
+    }
 
 
 def _fields(obj: Mapping[str, Any]) -> list[tuple[Any, Any]]:
@@ -223,9 +233,9 @@ def _block_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[FieldSp
     return {**content, "fields": fields}, tuple(specs)
 
 
-def _cid_of_block(block: Mapping[str, Any]) -> str:
+def _digest_of_block(block: Mapping[str, Any]) -> bytes:
     try:
-        return cid_of(dag_cbor(block))
+        return hashlib.sha256(dag_cbor(block)).digest()
     except RecursionError as error:
         raise FossilInvalid("the object is nested too deeply") from error
 

@@ -93,7 +93,7 @@ class Index:
             self._db.execute("INSERT OR IGNORE INTO families (name) VALUES (?)", (fossil.family,))
             self._db.execute(
                 "INSERT OR IGNORE INTO fossils SELECT ?, ?, ?, id, ? FROM families WHERE name = ?",
-                (cid_digest(fossil.cid), shard, fossil.position, fossil.verdict, fossil.family),
+                (fossil.digest, shard, fossil.position, fossil.verdict, fossil.family),
             )
 
     # One session of ingest
@@ -104,15 +104,14 @@ class Index:
 
     def offer(self, fossil: Fossil, line: int) -> bool:
         """Note a fossil for `line` of the shard being written; False if it is known already."""
-        digest = cid_digest(fossil.cid)
-        self._db.execute("INSERT OR IGNORE INTO temp.offered VALUES (?)", (digest,))
-        if self._has(digest):
+        self._db.execute("INSERT OR IGNORE INTO temp.offered VALUES (?)", (fossil.digest,))
+        if self._has(fossil.digest):
             return False
         # The family as it will read from the shard, so that a rebuilt index says the same.
         family = fossil.provenance.family_at(line)
         added = self._db.execute(
             "INSERT OR IGNORE INTO temp.pending VALUES (?, ?, ?, ?)",
-            (digest, line, family, fossil.verdict),
+            (fossil.digest, line, family, fossil.verdict),
         )
         return added.rowcount == 1
 
