@@ -279,6 +279,26 @@ def test_an_extra_file_is_named(release: Path, name: str) -> None:
     assert blamed(release) == {name}
 
 
+def test_what_macos_leaves_on_a_drive_is_said_and_passed_over(release: Path) -> None:
+    """AppleDouble companions and .DS_Store do no harm; a file that only looks like one does."""
+    (release / ".DS_Store").write_bytes(b"Bud1")
+    (release / "model" / "._config.json").write_bytes(b"\x00\x05\x16\x07rest")
+
+    checked = verify_release(release)
+    assert checked.ok
+    assert checked.ignored == [".DS_Store", "model/._config.json"]
+    assert "left by macOS and ignored: .DS_Store" in checked.text()
+    (release / "model" / "._absent").write_bytes(b"\x00\x05\x16\x07rest")
+    (release / "._plan.json").write_bytes(b"#!/bin/sh")
+    assert blamed(release) == {"model/._absent", "._plan.json"}
+
+
+def test_the_folder_may_be_reached_through_a_link(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(release)
+
+    assert verify_release(tmp_path / "latest").ok
+
+
 def test_links_and_other_things_are_named_and_not_followed(release: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     shutil.move(release / "plan.json", outside)

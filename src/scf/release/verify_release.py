@@ -65,6 +65,7 @@ class Verification(NamedTuple):
         key_id: SHA-256 of the public key that was used, "" if there was none.
         pinned: Whether that key was given, rather than taken from the release.
         previous: `none`, `fits`, `absent` (not beside it) or `differs`.
+        ignored: Files that macOS leaves on drives, not part of the release and not looked at.
     """
 
     ok: bool
@@ -74,6 +75,7 @@ class Verification(NamedTuple):
     key_id: str
     pinned: bool
     previous: str
+    ignored: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -84,6 +86,7 @@ class Verification(NamedTuple):
             "key_id": self.key_id,
             "pinned": self.pinned,
             "previous": self.previous,
+            "ignored": self.ignored,
             "release_json": self.facts,
         }
 
@@ -94,7 +97,7 @@ class Verification(NamedTuple):
 
 def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
     """Check the release in `folder`; `key_pem` pins the foundry's public key."""
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
+    folder = Path(os.path.realpath(folder))  # the folder itself may be reached through a link
     problems: list[Problem] = []
 
     def attempt(file: str, step: Callable[[], Any], default: Any = None) -> Any:
@@ -110,6 +113,9 @@ def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
         return default
 
     present = attempt(".", lambda: list_files(folder, problems), {})
+    ignored = [name for name in sorted(present) if is_left_by_macos(folder / name)]
+    for name in ignored:
+        del present[name]
     envelope = attempt(ENVELOPE, lambda: read_envelope(folder / ENVELOPE, RELEASE_TYPE))
     payload = envelope.payload if envelope else attempt(RELEASE, (folder / RELEASE).read_bytes)
     facts = attempt(ENVELOPE if envelope else RELEASE, lambda: read_facts(payload), {})
@@ -139,7 +145,7 @@ def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
     ordered = list(dict.fromkeys(problems))
     key_id = hashlib.sha256(key).hexdigest() if key else ""
     return Verification(
-        not ordered, folder.name, ordered, facts, key_id, key_pem is not None, previous
+        not ordered, folder.name, ordered, facts, key_id, key_pem is not None, previous, ignored
     )
 
 
@@ -262,7 +268,7 @@ def read_key(pem: bytes) -> bytes:
 
 def list_files(folder: Path, problems: list[Problem]) -> dict[str, int]:
     """Size of every plain file below `folder`; anything else becomes a problem. Follows no link."""
-    if folder.is_symlink() or not folder.is_dir():
+    if not folder.is_dir():
         raise Unfit("there is no folder of this name")
     found: dict[str, int] = {}
     waiting = [""]
@@ -279,6 +285,17 @@ def list_files(folder: Path, problems: list[Problem]) -> dict[str, int]:
                 else:
                     problems.append(Problem(name, "neither a plain file nor a folder"))
     return found
+
+
+def is_left_by_macos(path: Path) -> bool:
+    """Whether a file is `.DS_Store`, or the AppleDouble companion of a file on a foreign drive."""
+    if path.name.startswith("._") and path.with_name(path.name[2:]).exists():
+        try:
+            with path.open("rb") as file:
+                return file.read(4) == b"\x00\x05\x16\x07"
+        except OSError:
+            return False
+    return path.name == ".DS_Store"
 
 
 def check_files(
@@ -760,6 +777,8 @@ def report_text(result: Verification) -> str:
             f"  files       {len(files) + 2}, {size_mb:.3g} MB, each as signed",
             f"  signed by   {result.key_id}",
         ]
+    if result.ignored:
+        lines.append(f"  note        left by macOS and ignored: {', '.join(result.ignored)}")
     if not result.pinned:
         lines.append(
             "  note        unpinned: the key is the one inside the release. It shows that nothing "
