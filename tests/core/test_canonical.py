@@ -60,7 +60,17 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "[1e400]", "[1", b"\xff", "[" * 100_000]
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        "[NaN]",
+        "[Infinity]",
+        "[1e400]",
+        "[1",
+        b"\xff",
+        "[" * 100_000,
+        "1" * 5000,
+    ],
 )
 def test_what_is_not_strict_json_is_refused(text: str | bytes) -> None:
     with pytest.raises(InputError):

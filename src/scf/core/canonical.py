@@ -42,7 +42,10 @@ def parse_json(text: bytes | str) -> Any:
             parse_float=_finite,
             object_pairs_hook=_no_duplicates,
         )
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    # ValueError covers bad UTF-8, bad JSON, and integers of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {error}") from error
 
 
