@@ -1,8 +1,8 @@
 """Normalise an energy: measure ln Z(sigma) of exp(-E) by sequential Monte Carlo, and take it away.
 
 The dual term makes E nearly normalised; what is left is one number for each noise level,
-ln Z(sigma) = ln of the integral of exp(-E) over z. At sigma_max E is Gaussian to all purposes, Z is
-1 and exact draws are at hand. From level to level down (Del Moral, Doucet, Jasra 2006;
+ln Z(sigma) = ln of the integral of exp(-E) over z. At sigma_max E is Gaussian to all purposes, and
+exact draws are at hand. From level to level down (Del Moral, Doucet, Jasra 2006;
 docs/science.md eq. 9):
 
 1. Carry each particle along the Gaussian base, w_i <- w_i sqrt(v_i(next) / v_i). Data that are
@@ -66,8 +66,13 @@ def calibrate(
     spread_PD = base.total_variance(c_PK.new_full((num,), grid[0])).sqrt()
     start_PD = torch.randn(num, model.layout.size, generator=generator).to(c_PK.device)
     w_PD = start_PD * spread_PD
-    log_weight = torch.zeros(_GROUPS, num // _GROUPS, dtype=torch.float64)
-    log_z = [torch.zeros(_GROUPS, dtype=torch.float64)]
+    with torch.no_grad():
+        sigma_P = c_PK.new_full((num,), grid[0])
+        start_PD = base.rotate_back(w_PD, c_PK)
+        first_P = model.correction(start_PD, sigma_P.log(), c_PK).double().cpu()
+    # The particles are exact draws of the Gaussian base, which is normalised.
+    log_z = [first_P[group].logsumexp(1) - math.log(num // _GROUPS)]
+    log_weight = first_P[group] - first_P[group].logsumexp(1, keepdim=True)
     step_size = 0.5
     for sigma, sigma_next in itertools.pairwise(grid):
         stretch_PD = _stretch(model, w_PD, sigma, sigma_next)

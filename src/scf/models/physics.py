@@ -69,8 +69,10 @@ def _above_saturation(fields: Fields) -> Tensor:
     return (fields["relative_humidity"] - 100.0).clamp(min=0)
 
 
-# Tolerances: mean absolute residual over all hours that we accept of samples. Real TMY days show
-# 1.6 W/m2 for closure (mid-hour zenith), 0 for the others.
+# Tolerances: mean absolute residual over all hours beyond which samples are refused. Real TMY days
+# show 0.7 W/m2 for closure (mid-hour zenith) and 0 for the others. Radiation is often exactly zero,
+# which a smooth density can only approach from both sides: a minute's training leaves a mean
+# negative part of 10 W/m2 in DNI (docs/LOG.md), so 20, a seventh of its mean, is the limit there.
 BUILT_IN: tuple[PhysicsConstraint, ...] = (
     PhysicsConstraint(
         name="closure",
@@ -100,7 +102,7 @@ BUILT_IN: tuple[PhysicsConstraint, ...] = (
             unit="W/m2",
             needs=(name,),
             residual=_negative_part(name),
-            tolerance=5.0,
+            tolerance=20.0,
         )
         for name in ("ghi", "dni", "dhi")
     ),

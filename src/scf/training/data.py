@@ -24,8 +24,6 @@ from scf.training.train_config import TrainConfig
 # Given numbers kept in the checkpoint for sampling: enough to look like the data, few enough to
 # carry.
 _BANK_MAX = 1024
-# Training fossils that the normaliser is calibrated on, at most.
-_CALIBRATION_MAX = 16384
 
 
 class FossilSource(Protocol):
@@ -78,10 +76,9 @@ class TrainingData:
 
     Attributes:
         layout: Fields of a fossil.
-        moments: Sums over the fossils that are trained on.
+        moments: Sums over the fossils trained on (streamed: over all, in one reading).
         validation: Rows x (N, D), c (N, K) that choose among the weights; may be empty.
         bank_MK: Given numbers for sampling.
-        calibration: Rows x, c of training fossils for the normaliser.
         num_fossils: Fossils trained on.
         rows: All rows trained on, where they fit the memory limit.
         threshold: Fossils whose mark is below it are validation fossils.
@@ -91,7 +88,6 @@ class TrainingData:
     moments: Moments
     validation: tuple[Floats, Floats]
     bank_MK: Floats
-    calibration: tuple[Floats, Floats]
     num_fossils: int
     rows: tuple[Floats, Floats] | None
     threshold: str
@@ -135,23 +131,23 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
         raise TooFewFossils(count)
     wanted = min(config.validation_max, int(config.validation_fraction * count))
     x_ND, c_NK, marks = kept.ordered([_mark(name) for name in kept.families])
+    if not fits:
+        wanted = min(wanted, sum(mark < share for mark in marks))
     num = _whole_families(marks, wanted)
     if num == 0 and fits:
         # Families are too large to set one aside: choose single fossils.
         x_ND, c_NK, marks = kept.ordered([_mark(cid) for cid in kept.cids])
         num = wanted
     validation = x_ND[:num], c_NK[:num]
-    threshold = marks[num] if num else ""
+    threshold = (marks[num] if num < len(marks) else share) if num else ""
     if fits:
         moments = Moments(layout)
         moments.add(x_ND[num:], c_NK[num:])
-    spread = slice(num, None, max(1, (len(x_ND) - num) // _CALIBRATION_MAX))
     return TrainingData(
         layout=layout,
         moments=moments,
         validation=validation,
         bank_MK=c_NK[num:][:_BANK_MAX],
-        calibration=(x_ND[spread], c_NK[spread]),
         num_fossils=count - num,
         rows=(x_ND[num:], c_NK[num:]) if fits else None,
         threshold=threshold,

@@ -63,7 +63,7 @@ class TrainConfig:
         checkpoint_every_s: Pause between checkpoints to resume from.
         seed: Same seed, same run, bit for bit on one CPU with one number of threads.
         device: `auto` takes cuda, then mps, then cpu.
-        threads: CPU threads; 0 takes all.
+        threads: CPU threads; 0 takes one for small models and all for large ones.
         parent: Checkpoint to go on from: its weights and its frame; "" begins anew.
     """
 

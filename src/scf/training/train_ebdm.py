@@ -56,6 +56,8 @@ from scf.training.train_config import DEVICES, TrainConfig, build_config, preset
 # How often a person and a program hear of progress.
 _TALK_S = 5.0
 _NOTE_S = 0.5
+# Multiplications of one forward pass below which one thread is enough.
+_ONE_THREAD_MAX = 1e8
 # A run is not called finished for want of progress before this step times the patience.
 _PATIENCE_STEPS_MIN = 1000
 
@@ -189,12 +191,13 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         kept = TrainConfig.from_json(stored["training"]).to_json()
         config = TrainConfig(**kept | {name: getattr(config, name) for name in limits})
     device = choose_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or 1)
 
     # The fossils, and the coordinates in which the model sees them.
     data = load_data(source, config)
     energy, parent_digest = _starting_energy(data, config, snapshot)
     model = energy.model.to(device).train()
+    torch.set_num_threads(config.threads or _threads_for(model, config.batch_size))
     frame = energy.frame
     parameters = list(model.parameters())
     minibatches = data.minibatches(source, frame, config)
@@ -268,8 +271,6 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
 
     if not _all_finite(parameters):
         raise Diverged(progress.step, last_good)
-    if progress.step % config.evaluate_every:
-        _look(validation, model, average, best)
     progress.status = "stopped" if reason == "sigterm" else "completed"
     progress.stop_reason = reason
 
@@ -286,6 +287,17 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         elapsed_s=round(progress.seconds, 2),
     )
     return progress
+
+
+def _threads_for(model: EnergyModel, batch_size: int) -> int:
+    """One thread for small networks, all for large ones.
+
+    Kernels of a few microseconds lose more by waiting for each other than they gain, badly so when
+    the machine has other work: 2-D points ran at 130 steps/s with one thread and at 7 with two, on
+    two cores that were shared (docs/LOG.md).
+    """
+    multiplications = batch_size * sum(parameter.numel() for parameter in model.parameters())
+    return 1 if multiplications < _ONE_THREAD_MAX else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> torch.device:
@@ -382,22 +394,25 @@ def _look(
     average: PowerAverage,
     best: Best,
 ) -> None:
-    """Keep the average if it does best on the validation fossils (or if there are none)."""
+    """Keep the average if it does best on the validation fossils.
+
+    Looks are taken at fixed steps and nowhere else, so that a run that was cut chooses as one that
+    was not.
+    """
+    if not validation.num_fossils:
+        return
+    parameters = list(model.parameters())
+    latest = _copy(parameters)
+    average.copy_to(parameters)
+    loss = validation.loss(model)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, latest, strict=True):
+            parameter.copy_(value)
     progress = best.progress
-    if validation.num_fossils:
-        parameters = list(model.parameters())
-        latest = _copy(parameters)
-        average.copy_to(parameters)
-        loss = validation.loss(model)
-        with torch.no_grad():
-            for parameter, value in zip(parameters, latest, strict=True):
-                parameter.copy_(value)
-        progress.validation.append([progress.step, round(loss, 6)])
-        if progress.best_loss is not None and not loss < progress.best_loss:
-            return
-        progress.best_loss = loss
-    progress.best_step = progress.step
-    best.weights = _copy(average.weights)
+    progress.validation.append([progress.step, round(loss, 6)])
+    if progress.best_loss is None or loss < progress.best_loss:
+        progress.best_loss, progress.best_step = loss, progress.step
+        best.weights = _copy(average.weights)
 
 
 def _reason_to_stop(config: TrainConfig, progress: Progress, stop: StopSignal) -> str:
@@ -424,7 +439,10 @@ def _snapshot(
 ) -> Snapshot:
     """Everything that a checkpoint holds, on the CPU, apart from the running weights."""
     names = [name for name, _ in model.named_parameters()]
-    best.progress.source = place
+    progress = best.progress
+    progress.source = place
+    if progress.best_loss is None:  # no validation fossils, or not looked at yet
+        best.weights, progress.best_step = _copy(average.weights), progress.step
     kept = copy.deepcopy(energy.model).cpu().eval()
     with torch.no_grad():
         for parameter, weight in zip(kept.parameters(), best.weights, strict=True):
@@ -439,7 +457,7 @@ def _snapshot(
         weights=dict(model.named_parameters()),
         running_average=dict(zip(names, average.weights, strict=True)),
         moments=moments,
-        progress=best.progress,
+        progress=progress,
     )
 
 

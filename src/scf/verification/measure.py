@@ -18,7 +18,6 @@ What is measured (schema scf.report/1, read by `verification.report`):
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -165,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     started = time.monotonic()
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     try:
         checkpoint = find_checkpoint(options.checkpoint)
         plan = read_plan(options.plan)
@@ -229,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for report and picture")
     parser.add_argument("--champion", type=Path, help="a checkpoint or generation to compare with")
     parser.add_argument("--seed", type=int, default=0, help="of noise, corruptions and samples")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     return parser
 
 

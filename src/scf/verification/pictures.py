@@ -61,38 +61,40 @@ def draw_report(
         panels = _panels(energy)
         columns = min(4, max(2, len(panels)))
         rows = -(-len(panels) // columns)
-        figure = plt.figure(figsize=(12, 2.5 * rows + 4.1), dpi=130)
+        height = 2.2 * rows + 3.9
+        figure = plt.figure(figsize=(12, height), dpi=130)
         grid = figure.add_gridspec(
             rows + 1,
             columns,
             height_ratios=[1.0] * rows + [1.35],
-            hspace=0.62,
-            wspace=0.3,
-            left=0.06,
-            right=0.975,
-            top=1 - 0.85 / (2.5 * rows + 4.1),
-            bottom=0.085,
+            hspace=0.5,
+            wspace=0.26,
+            left=0.045,
+            right=0.98,
+            top=1 - 1.05 / height,
+            bottom=0.6 / height,
         )
         for index, field in enumerate(panels):
             axes = figure.add_subplot(grid[index // columns, index % columns])
             place = energy.layout.slices()[field.name]
             _draw_field(axes, field, held_out.x_ND[:, place], sampled[0][:, place])
             if index == 0:
-                axes.legend(frameon=False, fontsize=8, loc="upper left", handlelength=1.4)
+                axes.legend(frameon=False, fontsize=7.5, loc="upper left", handlelength=1.4)
         _draw_energies(figure.add_subplot(grid[rows, :-1]), energies, report)
         _draw_aurocs(figure.add_subplot(grid[rows, -1]), report["auroc"])
-        figure.suptitle(
+        figure.text(
+            0.045,
+            1 - 0.14 / height,
             "Held-out records and samples of the model",
-            x=0.06,
-            ha="left",
+            va="top",
             fontsize=13,
             weight="bold",
         )
         loss, baseline = report["dsm_loss"], report["baseline_dsm_loss"]
         told = "not finite" if loss is None else f"{loss['mean']:.3f}"
         figure.text(
-            0.06,
-            1 - 0.55 / (2.5 * rows + 4.1),
+            0.045,
+            1 - 0.46 / height,
             f"{report['held_out']['fossils']} records of {report['held_out']['families']} families "
             f"that no run trains on; denoising loss {told}, independent Gaussians "
             f"{baseline['mean']:.3f}",
@@ -143,36 +145,34 @@ def _draw_field(axes: Any, field: FieldLayout, real: Floats, sampled: Floats) ->
 
 
 def _draw_energies(axes: Any, energies: Mapping[str, Floats], report: Mapping[str, Any]) -> None:
-    """Histograms over one axis; a few records far out are gathered in the last bin."""
+    """Histograms of energy above the real median; the axis is linear near it, log beyond."""
     spoiled = [name for name in _FIRST if name in energies]
     spoiled = spoiled or [name for name in energies if name not in {"real", "sampled"}][:3]
-    shown = ["real", "sampled", *spoiled]
-    finite = np.concatenate([energies[n][np.isfinite(energies[n])] for n in shown])
+    middle = float(np.median(energies["real"]))
+    spread = max(float(np.quantile(energies["real"], 0.9)) - middle, 1e-6)
+
+    def squeezed(values: Floats) -> Floats:
+        # Linear within the spread of real records, logarithmic beyond: corrupted records lie at
+        # thousands of nats.
+        squeezed_N: Floats = np.arcsinh((values - middle) / spread)
+        return squeezed_N
+
+    parts = {name: squeezed(energies[name]) for name in ("real", "sampled", *spoiled)}
     axes.set_title(
-        f"Energy at sigma = {report['sigma']:.3g} ({report['sigma_unit']}), nats: "
-        "higher is less likely"
+        f"Energy above the median of real records, sigma = {report['sigma']:.3g} "
+        f"({report['sigma_unit']}): further right is less likely"
     )
     axes.set_yticks([])
-    axes.set_xlabel("energy of a record [nats]")
-    if not len(finite):
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("nats above the median of real records")
+    everything = np.concatenate(list(parts.values()))
+    if not np.isfinite(everything).all():
         return
-    real = energies["real"]
-    spread = float(np.subtract(*np.quantile(real, [0.95, 0.05])))
-    low = float(np.quantile(finite, 0.002))
-    high = min(float(finite.max()), float(np.quantile(real, 0.95)) + 6 * spread)
-    edges = np.linspace(low, max(high, low + 1e-6), 70)
-    axes.hist(
-        np.clip(real, edges[0], edges[-1]),
-        edges,
-        density=True,
-        color=_REAL,
-        alpha=0.4,
-        label="real",
-    )
-    outlined = [("sampled", _SAMPLED), *zip(spoiled, _CORRUPTED, strict=False)]
-    for name, colour in outlined:
+    edges = np.linspace(float(everything.min()), float(everything.max()) + 1e-6, 80)
+    axes.hist(parts["real"], edges, density=True, color=_REAL, alpha=0.4, label="real")
+    for name, colour in (("sampled", _SAMPLED), *zip(spoiled, _CORRUPTED, strict=False)):
         axes.hist(
-            np.clip(energies[name], edges[0], edges[-1]),
+            parts[name],
             edges,
             density=True,
             histtype="step",
@@ -180,11 +180,15 @@ def _draw_energies(axes: Any, energies: Mapping[str, Floats], report: Mapping[st
             color=colour,
             label=name.replace("_", " "),
         )
-    if float(finite.max()) > edges[-1]:
-        axes.annotate(
-            "and beyond", (edges[-1], 0), (0, -22), textcoords="offset points", ha="right", va="top",
-            fontsize=8, color=_INK,
-        )  # fmt: skip
+    ticks = [
+        value
+        for value in (-1000, -100, -30, -10, 0, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000)
+        if edges[0] <= float(np.arcsinh(value / spread)) <= edges[-1]
+        and (value == 0 or abs(value) >= 0.6 * spread)
+    ]
+    axes.set_xticks(
+        [float(np.arcsinh(value / spread)) for value in ticks], [f"{v:,}" for v in ticks]
+    )
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
 
 

@@ -24,6 +24,7 @@ from scf.training.checkpoint import load_energy
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
     try:
         if options.num < 1 or options.steps < 2 or options.langevin < 0:
             raise UsageError("--num must be at least 1, --steps at least 2, --langevin at least 0")

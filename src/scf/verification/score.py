@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scf.core.errors import InputError, ScfError, UsageError
 from scf.fertilization.fossil_batcher import read_records
 from scf.models.record_energy import RecordEnergy
@@ -93,6 +95,7 @@ def default_sigma(model: Path) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
     try:
         energy = load_energy(options.model)
         sigma = options.sigma if options.sigma is not None else default_sigma(options.model)

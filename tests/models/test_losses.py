@@ -1,0 +1,77 @@
+"""Every loss has its optimum in closed form on Gaussian data: right sign, right size.
+
+torchebm trained energies upside down until 2026-09 because no such test stood (research, ebdm).
+"""
+
+import pytest
+import torch
+
+from scf.models.energy_model import Derivatives
+from scf.models.losses import denoising_and_dual
+
+SIZE = 6
+
+
+class ScaledGaussian:
+    """E = k |z|^2 / (2 v) + m (D/2) ln(2 pi v) with v = 1 + sigma^2; the truth is k = m = 1."""
+
+    def __init__(self, k: float, m: float = 1.0) -> None:
+        self.k, self.m = k, m
+
+    def derivatives(self, z, sigma, c, *, create_graph):
+        v = 1 + sigma.square()
+        squares = z.square().sum(dim=1)
+        slope = sigma.square() / v * (self.m * SIZE - self.k * squares / v)
+        energy = self.k * squares / (2 * v) + self.m * SIZE / 2 * torch.log(2 * torch.pi * v)
+        return Derivatives(energy, self.k * z / v[:, None], slope)
+
+
+def losses_of(model, sigma: float, num: int = 40_000):
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(num, SIZE, generator=generator) for _ in range(2))
+    found = denoising_and_dual(
+        model, clean, noise, torch.full((num,), sigma), torch.zeros(num, 0), create_graph=False
+    )
+    return float(found.denoising_B.mean()), float(found.dual_B.mean())
+
+
+def best(values, of) -> float:
+    """Where a parabola through three points has its minimum."""
+    a, b, c = (of(value) for value in values)
+    step = values[1] - values[0]
+    return values[1] + step * (a - c) / (2 * (a - 2 * b + c))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_denoising_is_least_at_the_true_score(sigma: float) -> None:
+    """The loss is a parabola in k with its minimum at k = 1, not at -1 or 1/D."""
+    k = best([0.5, 1.0, 1.5], lambda k: losses_of(ScaledGaussian(k), sigma)[0])
+    assert k == pytest.approx(1.0, abs=0.05 / sigma**0.5 * 0.5)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_denoising_at_the_optimum_is_one(sigma: float) -> None:
+    """EDM's weight makes the least loss of unit Gaussian data 1 at every noise level."""
+    assert losses_of(ScaledGaussian(1.0), sigma)[0] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0])
+def test_dual_is_least_at_the_true_slope_in_k(sigma: float) -> None:
+    """Scaling the quadratic part away from the truth costs."""
+    k = best([0.5, 1.0, 1.5], lambda k: losses_of(ScaledGaussian(k), sigma)[1])
+    assert k == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0])
+def test_dual_is_least_at_the_true_normaliser(sigma: float) -> None:
+    """It pins (D/2) ln(2 pi v): the part that no score can see."""
+    m = best([0.5, 1.0, 1.5], lambda m: losses_of(ScaledGaussian(1.0, m), sigma)[1])
+    assert m == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_dual_s_floor_is_the_posterior_variance(sigma: float) -> None:
+    """At the truth: variance of |n|^2 given z, (2 + 4 sigma^2) / v^2 a number."""
+    v = 1 + sigma**2
+    expected = (2 + 4 * sigma**2) / v**2
+    assert losses_of(ScaledGaussian(1.0), sigma)[1] == pytest.approx(expected, rel=0.03)
