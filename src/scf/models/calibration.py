@@ -69,7 +69,7 @@ def calibrate(
     with torch.no_grad():
         sigma_P = c_PK.new_full((num,), grid[0])
         start_PD = base.rotate_back(w_PD, c_PK)
-        first_P = model.correction(start_PD, sigma_P.log(), c_PK).double().cpu()
+        first_P = model.correction(start_PD, sigma_P.log(), c_PK).cpu().double()
     # The particles are exact draws of the Gaussian base, which is normalised.
     log_z = [first_P[group].logsumexp(1) - math.log(num // _GROUPS)]
     log_weight = first_P[group] - first_P[group].logsumexp(1, keepdim=True)
@@ -79,7 +79,7 @@ def calibrate(
         carried_PD = w_PD * stretch_PD
         before_P = _energy(model, w_PD, sigma, c_PK)
         after_P = _energy(model, carried_PD, sigma_next, c_PK)
-        gain_P = (before_P - after_P + stretch_PD.log().sum(dim=1)).double().cpu()
+        gain_P = (before_P - after_P + stretch_PD.log().sum(dim=1)).cpu().double()
         # Ratio of normalisers: mean of the new weights under the normalised old ones.
         new_weight = log_weight + gain_P[group]
         log_z.append(log_z[-1] + new_weight.logsumexp(1) - log_weight.logsumexp(1))
@@ -104,7 +104,7 @@ def calibrate(
     # E + ln Z is normalised. With hundreds of dimensions and few particles the measurement is less
     # sure than the dual term: it is shrunk by the share of it that is noise (James and Stein).
     share_L = (1 - error_L.square() / mean_L.square().clamp(min=1e-12)).clamp(min=0.0)
-    model.offset_L.copy_(share_L * mean_L)
+    model.offset_L.copy_((share_L * mean_L).float())
     return Calibration(model.offset_L, float(error_L[0]))
 
 

@@ -78,7 +78,7 @@ class RecordEnergy:
         parts = []
         with torch.no_grad():
             for z, c in self._parts(x_ND, given_NK):
-                parts.append(self.model.energy(z, self._sigma(z, sigma), c).double().cpu().numpy())
+                parts.append(self.model.energy(z, self._sigma(z, sigma), c).cpu().double().numpy())
         energy_N: Floats = np.concatenate(parts) + self.frame.log_jacobian
         return energy_N
 
@@ -86,7 +86,7 @@ class RecordEnergy:
         """-dE/dx, (N, D), in 1/unit of each number."""
         parts = []
         for z, c in self._parts(x_ND, given_NK):
-            parts.append(self.model.score(z, self._sigma(z, sigma), c).double().cpu().numpy())
+            parts.append(self.model.score(z, self._sigma(z, sigma), c).cpu().double().numpy())
         score_ND: Floats = np.concatenate(parts) / self.frame.scale_D
         return score_ND
 
@@ -95,8 +95,8 @@ class RecordEnergy:
         energies, norms = [], []
         for z, c in self._parts(x_ND, given_NK):
             found = self.model.derivatives(z, self._sigma(z, sigma), c)
-            energies.append(found.energy_B.detach().double().cpu().numpy())
-            norms.append(found.gradient_BD.norm(dim=1).double().cpu().numpy())
+            energies.append(found.energy_B.detach().cpu().double().numpy())
+            norms.append(found.gradient_BD.norm(dim=1).cpu().double().numpy())
         return Scored(
             np.concatenate(energies) + self.frame.log_jacobian,
             np.concatenate(norms) / self.sigma_scale,
@@ -106,7 +106,7 @@ class RecordEnergy:
         """Mean of the clean records that x may have come from, (N, D), original units."""
         parts = []
         for z, c in self._parts(x_ND, given_NK):
-            parts.append(self.model.denoise(z, self._sigma(z, sigma), c).double().cpu().numpy())
+            parts.append(self.model.denoise(z, self._sigma(z, sigma), c).cpu().double().numpy())
         return self.frame.to_data(np.concatenate(parts))
 
     def draw_given(self, num: int, generator: torch.Generator) -> Floats:
@@ -154,7 +154,7 @@ class RecordEnergy:
                 z = self.model.denoise(z, self._model_sigma(z, sigma), c)
             else:
                 z = heun(self.model, self.noise, c, steps=steps, generator=generator)
-            parts.append(z.double().cpu().numpy())
+            parts.append(z.cpu().double().numpy())
         return self.frame.to_data(np.concatenate(parts))
 
     def to_model(self, x_ND: Floats, given_NK: Floats) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class TrainConfig:
         max_steps: Limit on steps, likewise.
         checkpoint_every_s: Pause between checkpoints to resume from.
         seed: Same seed, same run, bit for bit on one CPU with one number of threads.
-        device: `auto` takes cuda, then mps, then cpu.
+        device: `auto` takes cuda, then mps (large networks), then cpu.
         threads: CPU threads; 0 takes one for small models and all for large ones.
         parent: Checkpoint to go on from: its weights and its frame; "" begins anew.
     """

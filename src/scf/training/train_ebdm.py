@@ -190,23 +190,21 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         limits = ("max_seconds", "max_steps", "checkpoint_every_s", "device", "threads")
         kept = TrainConfig.from_json(stored["training"]).to_json()
         config = TrainConfig(**kept | {name: getattr(config, name) for name in limits})
-    device = choose_device(config.device)
     torch.set_num_threads(config.threads or 1)
 
     # The fossils, and the coordinates in which the model sees them.
     data = load_data(source, config)
     energy, parent_digest = _starting_energy(data, config, snapshot)
+    is_small = _is_small(energy.model, config.batch_size)
+    device = choose_device(config.device, is_small=is_small)
+    torch.set_num_threads(config.threads or (1 if is_small else os.cpu_count() or 1))
     model = energy.model.to(device).train()
-    torch.set_num_threads(config.threads or _threads_for(model, config.batch_size))
     frame = energy.frame
     parameters = list(model.parameters())
     minibatches = data.minibatches(source, frame, config)
-    described = describe(
-        energy,
-        config,
-        {**source.describe(), "fossils": data.num_fossils, "validation": len(data.validation[0])},
-        parent_digest,
-    )
+    counts = {"fossils": data.num_fossils, "validation": len(data.validation[0])}
+    parent_digest = stored["parent"] if stored is not None else parent_digest
+    described = describe(energy, config, source.describe() | counts, parent_digest)
     noise = energy.noise
     validation = _Validation(model_rows(frame, *data.validation), config, noise, device)
 
@@ -289,19 +287,22 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     return progress
 
 
-def _threads_for(model: EnergyModel, batch_size: int) -> int:
-    """One thread for small networks, all for large ones.
+def _is_small(model: EnergyModel, batch_size: int) -> bool:
+    """Whether one CPU thread is the right size for this network.
 
     Kernels of a few microseconds lose more by waiting for each other than they gain, badly so when
     the machine has other work: 2-D points ran at 130 steps/s with one thread and at 7 with two, on
     two cores that were shared (docs/LOG.md).
     """
     multiplications = batch_size * sum(parameter.numel() for parameter in model.parameters())
-    return 1 if multiplications < _ONE_THREAD_MAX else os.cpu_count() or 1
+    return multiplications < _ONE_THREAD_MAX
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, is_small: bool) -> torch.device:
     """The device that a setting means; `auto` takes cuda, then mps, then cpu.
+
+    A small network stays on the CPU rather than go to mps, where starting a hundred kernels a step
+    takes longer than running them.
 
     Raises:
         MissingTool: The named device is not there.
@@ -312,6 +313,7 @@ def choose_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
+        present["mps"] = present["mps"] and not is_small
         return torch.device(next(kind for kind, is_there in present.items() if is_there))
     if not present[name]:
         raise MissingTool(
@@ -326,7 +328,7 @@ def _starting_energy(
 ) -> tuple[RecordEnergy, str | None]:
     """The model at step 0 (or the one that is resumed), and its parent's digest."""
     network = NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
-    parent_path = find_checkpoint(Path(config.parent)) if config.parent else None
+    parent_path = find_checkpoint(Path(config.parent)) if config.parent and not snapshot else None
     parent_digest = checkpoint_digest(parent_path) if parent_path else None
     start = snapshot.energy if snapshot else load_energy(parent_path) if parent_path else None
     if start is not None:

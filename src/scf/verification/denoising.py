@@ -82,7 +82,7 @@ def model_losses(noisy: NoisyHeldOut, energy: RecordEnergy, frame_of: RecordEner
         rows = slice(start, start + 4096)
         z, c = energy.to_model(noisy.x_ND[rows], noisy.c_NK[rows])
         sigma = torch.from_numpy(noisy.sigma_N[rows] * ratio).to(z)
-        gradients.append(energy.model.derivatives(z, sigma, c).gradient_BD.double().cpu().numpy())
+        gradients.append(energy.model.derivatives(z, sigma, c).gradient_BD.cpu().double().numpy())
     gradient_ND = np.concatenate(gradients) / energy.frame.scale_D * scale_D
     return _losses(noisy, gradient_ND)
 
@@ -101,10 +101,10 @@ def gaussian_losses(noisy: NoisyHeldOut, energy: RecordEnergy, *, independent: b
     if independent:
         variance_D = torch.from_numpy(energy.frame.variance_D)
         total_ND: Tensor = variance_D + torch.from_numpy(noisy.sigma_N)[:, None].square()
-        return _losses(noisy, (z.double().cpu() / total_ND).numpy())
+        return _losses(noisy, (z.cpu().double() / total_ND).numpy())
     sigma = torch.from_numpy(noisy.sigma_N).to(z)
     _, gradient_ND, _ = energy.model.base.energy(z, sigma, c)
-    return _losses(noisy, gradient_ND.double().cpu().numpy())
+    return _losses(noisy, gradient_ND.cpu().double().numpy())
 
 
 def summary(losses_N: Floats, families: list[str], *, seed: int) -> dict[str, Any]:
