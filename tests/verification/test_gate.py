@@ -57,13 +57,22 @@ def test_the_numbers_are_those_of_the_paired_t_test() -> None:
     assert comparison["is_better"] == (expected.pvalue < 0.05)
 
 
-@pytest.mark.parametrize("gain", [0.0, -0.2])
-def test_no_gain_is_not_promoted(gain: float) -> None:
-    """Equal to the baseline, or worse: rejected."""
+@pytest.mark.parametrize("gain", [-0.03, -0.2])
+def test_a_first_generation_worse_than_the_baseline_is_not_promoted(gain: float) -> None:
+    """Worse by more than the margin: rejected."""
     decision = judge(report_json(gain=gain))
 
     assert not decision.promote
     assert "not shown to be lower" in decision.reasons[0]
+
+
+def test_a_first_generation_as_good_as_a_gaussian_is_promoted_and_it_is_said() -> None:
+    """Where records are Gaussian nothing beats a Gaussian: equal within 2 % passes, in words."""
+    decision = judge(report_json(gain=0.0))
+
+    assert decision.promote
+    assert "within the margin" in decision.reasons[0]
+    assert not decision.trace["comparison"]["is_better"]
 
 
 def test_a_tie_is_no_gain() -> None:
