@@ -6,10 +6,17 @@ from pathlib import Path
 from scf.core.errors import InputError, UsageError
 from scf.fertilization.readers.base import HEAD_BYTES, Reader
 from scf.fertilization.readers.csv_table import CsvReader
+from scf.fertilization.readers.hdf5 import Hdf5ArraysReader
+from scf.fertilization.readers.mat import MatReader
 from scf.fertilization.readers.ndjson import NdjsonReader
+from scf.fertilization.readers.netcdf import NetcdfReader
 from scf.fertilization.readers.npz import NpzReader
+from scf.fertilization.readers.parquet import ParquetReader
+from scf.fertilization.readers.pdebench import PdeBenchReader
 from scf.fertilization.readers.pkl import PickleReader
 from scf.fertilization.readers.tmy import Tmy2Reader, Tmy3Reader
+from scf.fertilization.readers.well import WellReader
+from scf.fertilization.readers.zarr_store import ZarrReader
 
 # Asked in this order: the most particular first (a TMY3 file is also a table with commas).
 READERS: Mapping[str, Reader] = {
@@ -17,7 +24,14 @@ READERS: Mapping[str, Reader] = {
     for reader in (
         Tmy3Reader(),
         Tmy2Reader(),
+        ZarrReader(),
         NdjsonReader(),
+        WellReader(),
+        PdeBenchReader(),
+        NetcdfReader(),
+        MatReader(),
+        Hdf5ArraysReader(),
+        ParquetReader(),
         NpzReader(),
         PickleReader(),
         CsvReader(),
