@@ -2,12 +2,13 @@
 
 `tiny_jobs.py train|measure|...` are the programs; as a worker (`worker.py` beside it) they stand in
 for the kinds `train_ebdm` and `measure`. What they do wrong is said by `SCF_TINY`, a JSON object:
-{"train_sleep_s", "train_exit", "gain", "champion_gain", "measure_exit"}.
+{"train_sleep_s", "train_exit", "child", "gain", "champion_gain", "measure_exit"}.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,9 @@ def train(options: argparse.Namespace) -> int:
         for step in (1, 2):
             note = {"event": "step", "step": step, "max_steps": 2, "steps_per_s": 10.0, "loss": 0.5}
             notes.write(json.dumps(note) + "\n")
+    if todo.get("child"):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        Path("outputs/child.pid").write_text(str(child.pid))
     time.sleep(todo.get("train_sleep_s", 0.0))
     if todo.get("train_exit"):
         sys.stderr.write("tiny training failed as it was told to\n")

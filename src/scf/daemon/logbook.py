@@ -23,24 +23,34 @@ class _QuietHandler(logging.handlers.RotatingFileHandler):
         del record
 
 
-def open_log(home: Path) -> Any:
-    """The structlog logger of one home's daemon."""
-    folder = home / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = _QuietHandler(
-        folder / LOG_NAME, maxBytes=SIZE_MAX_BYTES, backupCount=FILES_KEPT - 1, delay=True
-    )
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    sink = logging.Logger(f"scf.daemon.{home}", logging.INFO)
-    sink.addHandler(handler)
-    return structlog.wrap_logger(
-        sink,
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str, sort_keys=True),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=True,
-    )
+class Logbook:
+    """The log of one home's daemon.
+
+    Attributes:
+        log: A structlog logger: `log.info("run.moved", run=...)`.
+    """
+
+    def __init__(self, home: Path) -> None:
+        folder = home / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._handler = _QuietHandler(
+            folder / LOG_NAME, maxBytes=SIZE_MAX_BYTES, backupCount=FILES_KEPT - 1, delay=True
+        )
+        self._handler.setFormatter(logging.Formatter("%(message)s"))
+        sink = logging.Logger(f"scf.daemon.{home}", logging.INFO)
+        sink.addHandler(self._handler)
+        self.log: Any = structlog.wrap_logger(
+            sink,
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(default=str, sort_keys=True),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            cache_logger_on_first_use=True,
+        )
+
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        self._handler.close()

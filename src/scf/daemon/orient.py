@@ -34,7 +34,7 @@ def orient(rooms: Rooms, store: RunStore) -> tuple[Run, bool]:
     plan = rooms.make_plan(parent_plan)
     parent = (
         {"generation": champion.name, "checkpoint_digest": champion.checkpoint_digest}
-        if champion is not None
+        if champion is not None and rooms.can_go_on_from(champion)
         else None
     )
     facts = {

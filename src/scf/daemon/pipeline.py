@@ -20,6 +20,7 @@ from scf.daemon.rooms import Rooms
 from scf.dispatch.dispatcher import BundleMismatch
 from scf.dispatch.job import (
     HOPELESS,
+    INTERRUPTED,
     NOT_ITS_FAULT,
     ExitReason,
     JobExit,
@@ -374,7 +375,7 @@ def _receipt(attempt: Attempt, ended: JobExit, status: JobStatus, bench: Bench) 
 def _bundle_to_resume(run: Run, bench: Bench) -> Path | None:
     """The bundle of the last try, if a new one can go on from what it left."""
     closed = [a for a in bench.store.attempts(run.run_id, TRAIN) if not a.is_open]
-    if not closed or closed[-1].exit_reason in HOPELESS:
+    if not closed or closed[-1].exit_reason not in INTERRUPTED:
         return None
     bundle = bench.rooms.jobs.path / closed[-1].attempt_id
     return bundle if bundle.is_dir() else None

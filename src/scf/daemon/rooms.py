@@ -131,6 +131,12 @@ class Rooms:
         assert isinstance(plan, dict), f"{generation.path / 'plan.json'} is not an object"
         return plan
 
+    def can_go_on_from(self, generation: "Generation") -> bool:
+        """Whether training with the present settings can begin from these weights."""
+        config = durable.read_json(generation.checkpoint / "config.json")
+        made_with = config.get("training", config) if isinstance(config, dict) else {}
+        return bool(made_with.get("preset") == self.config.training.preset)
+
     def promote(
         self,
         run_id: str,

@@ -35,7 +35,7 @@ from scf.daemon.advance import advance, is_due
 from scf.daemon.commands import Operator
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
-from scf.daemon.logbook import open_log
+from scf.daemon.logbook import Logbook
 from scf.daemon.pipeline import RECORDING, Bench
 from scf.daemon.pulse import Pulse
 from scf.daemon.rooms import OpenDoor, Rooms, open_local_door
@@ -101,7 +101,8 @@ class Conductor:
         self._open_door = open_door
         self._talk = talk
         self._is_hasty = is_hasty
-        self._log = open_log(config.home)
+        self._logbook = Logbook(config.home)
+        self._log = self._logbook.log
         self.lock = EmergencyLock(config.home)
         self.store = RunStore.open(config.home, clock)
         self.operator = Operator(
@@ -145,6 +146,7 @@ class Conductor:
         self._drop_rooms()
         self._heartbeat.show(DaemonState.STOPPED)
         self.store.close()
+        self._logbook.close()
 
     def tick(self) -> Tick:
         """Do a bounded amount of what is to be done now."""
@@ -204,10 +206,16 @@ class Conductor:
         full = self._full or self._errands.full
         if full is not None:
             raise full
+        tries_max = settings.max_attempts
+        is_plan_due = (
+            signs.fresh_fossils >= settings.min_fresh_fossils
+            and "plan" not in self._errands.given_up(tries_max=tries_max)
+        )
         is_idle = not (
             did
-            or self._errands.pending(signs, tries_max=settings.max_attempts)
-            or self._errands.waiting(tries_max=settings.max_attempts)
+            or is_plan_due
+            or self._errands.pending(signs, tries_max=tries_max)
+            or self._errands.waiting(tries_max=tries_max)
             or self.store.runs(ACTIVE)
         )
         return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)

@@ -40,6 +40,9 @@ HOPELESS = frozenset({ExitReason.BAD_DATA, ExitReason.DIVERGED})
 # Reasons that say nothing about the job: they do not count as one of its tries.
 NOT_ITS_FAULT = frozenset({ExitReason.CANCELLED, ExitReason.PREEMPTED})
 
+# The job was cut off, and what it had saved by then is as it wrote it: a new try goes on from it.
+INTERRUPTED = NOT_ITS_FAULT | {ExitReason.TIMED_OUT, ExitReason.LOST, ExitReason.OUT_OF_MEMORY}
+
 
 @dataclass(frozen=True)
 class JobInput:

@@ -19,7 +19,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, utc_text
-from scf.core.errors import BudgetExceeded, UsageError
+from scf.core.errors import BudgetExceeded, OperatorError, UsageError
 from scf.core.identity import sha256_hex
 from scf.runs.record import (
     Attempt,
@@ -118,7 +118,14 @@ class RunStore:
         Raises:
             OperatorError: It is damaged, or was written by a newer scf.
         """
-        return cls(open_database(home / DATABASE_NAME, _MIGRATIONS), clock)
+        path = home / DATABASE_NAME
+        try:
+            return cls(open_database(path, _MIGRATIONS), clock)
+        except OperatorError:
+            # Two processes that open a new database at once (`scf status` beside a starting daemon)
+            # may both set out to make its tables; whoever comes second finds them made. This can go
+            # once `open_database` reads the version under the write lock.
+            return cls(open_database(path, _MIGRATIONS), clock)
 
     def close(self) -> None:
         self._db.close()

@@ -1,0 +1,131 @@
+"""control.json is obeyed once per command, and rubbish in it changes nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scf.daemon.heartbeat import DaemonState
+from scf.runs.state import State
+from support.clocks import ManualClock
+from support.conducting import Works, tick_until
+
+
+@pytest.fixture
+def works(tmp_path: Path) -> Works:
+    return Works(tmp_path, {"auto_release": False, "settle_s": 0.1})
+
+
+def order(works: Works, value: object) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    (works.home / "control.json").write_text(text)
+
+
+def acks(works: Works) -> list[tuple[str, str]]:
+    shown = json.loads((works.home / "control.ack.json").read_text())["acks"]
+    return [(ack["id"], ack["status"]) for ack in shown]
+
+
+def test_a_gear_is_shifted_once_and_kept_over_a_restart(works: Works) -> None:
+    """The same file, read again by the next daemon, is not obeyed again."""
+    order(works, {"id": "g1", "command": "SHIFT_GEAR", "gear": "HYPER"})
+    with works.conductor() as (conductor, _):
+        conductor.tick()
+        assert (conductor.operator.gear, conductor.operator.floor_s) == ("HYPER", 0.1)
+    order(works, {"id": "g2", "command": "SHIFT_GEAR", "gear": "SINGULARITY"})
+    with works.conductor() as (conductor, talk):
+        conductor.tick()
+        order(works, {"id": "g1", "command": "SHIFT_GEAR", "gear": "HYPER"})
+        conductor.tick()
+        assert conductor.operator.gear == "SINGULARITY"
+        assert len([line for line in talk if "SHIFT_GEAR" in line]) == 1
+    assert acks(works) == [("g1", "done"), ("g2", "done")]
+
+
+def test_a_command_that_is_not_understood_is_answered_and_changes_nothing(works: Works) -> None:
+    commands = [
+        {"id": "a", "command": "SHIFT_GEAR", "gear": "HYPER"},
+        {"id": "b", "command": "SHIFT_GEAR", "gear": "WARP"},
+        {"id": "c", "command": "FLY"},
+    ]
+    order(works, {"commands": commands})
+    with works.conductor() as (conductor, _):
+        conductor.tick()
+        assert conductor.operator.gear == "HYPER"
+
+    assert acks(works) == [("a", "done"), ("b", "error"), ("c", "error")]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"id": "x", "command": "PAU', "\x00\x00", "[1]", "3"])
+def test_a_malformed_file_is_said_once_and_obeyed_once_it_is_whole(works: Works, text: str) -> None:
+    """The last good state is kept meanwhile."""
+    order(works, {"id": "g1", "command": "SHIFT_GEAR", "gear": "HYPER"})
+    with works.conductor() as (conductor, talk):
+        conductor.tick()
+        order(works, text)
+        for _ in range(3):
+            conductor.tick()
+        assert len([line for line in talk if "left alone" in line]) == 1
+        assert conductor.operator.gear == "HYPER"
+        order(works, {"id": "p1", "command": "PAUSE"})
+        conductor.tick()
+        assert conductor.operator.is_paused
+
+
+def test_answers_are_shown_again_after_a_crash_that_lost_them(works: Works) -> None:
+    """Killed between the record and the file: the next daemon writes the file."""
+    order(works, {"id": "g1", "command": "SHIFT_GEAR", "gear": "HYPER"})
+    with works.conductor() as (conductor, _):
+        conductor.tick()
+    (works.home / "control.ack.json").unlink()
+    with works.conductor():
+        assert acks(works) == [("g1", "done")]
+
+
+def test_paused_starts_nothing_but_records_what_ends(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running job goes on and its end is noted; the next stage waits for `resume`."""
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 0.3}))
+    works.drop("a.ndjson", range(120))
+    with works.conductor() as (conductor, _):
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.SUBMITTED})))
+        order(works, {"id": "p", "command": "PAUSE"})
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.RETURNED})))
+        works.drop("b.ndjson", range(120, 240))
+        for _ in range(20):
+            assert conductor.tick().state is DaemonState.PAUSED
+        (run,) = conductor.store.runs()
+        assert conductor.store.attempts(run.run_id, "measure") == []
+        order(works, {"id": "r", "command": "RESUME"})
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.PROMOTED})))
+
+
+def test_stop_drains_and_stop_now_asks_the_job_to_end(works: Works) -> None:
+    """Either way the daemon ends with 0 and the next one goes on."""
+    works.drop("a.ndjson", range(120))
+    with works.process(SCF_TINY=json.dumps({"train_sleep_s": 1.0})) as daemon:
+        works.wait_for_state(State.SUBMITTED)
+        assert works.cli("stop") == 0
+        assert daemon.wait(timeout=20) == 0
+    assert works.runs()[0].state is State.RETURNED
+
+    works.drop("b.ndjson", range(120, 240))
+    works.until_idle()
+    works.drop("c.ndjson", range(240, 360))
+    with works.process(SCF_TINY=json.dumps({"train_sleep_s": 60.0})) as daemon:
+        works.wait_for_state(State.SUBMITTED)
+        assert works.cli("stop", "--mode", "now") == 0
+        assert daemon.wait(timeout=20) == 0
+    run = works.runs()[-1]
+    assert (run.state, run.tries) == (State.LOST, 0)
+    assert works.cli("stop") == 3
+
+
+def test_a_day_in_every_gear_costs_no_time_of_ours(works: Works) -> None:
+    """Time is passed in: a tick does not depend on the wall."""
+    clock = ManualClock()
+    with works.conductor(clock, is_hasty=False) as (conductor, _):
+        for _ in range(200):
+            clock.advance(86_400 / 200)
+            assert conductor.tick().is_idle
