@@ -1,0 +1,174 @@
+"""What doors to other machines share: four verbs here, one follower thread for each open job.
+
+The verbs only read and write small files, and ask the machine at most one short question, so they
+keep the conductor's pace. What takes long - finding a machine, sending gigabytes, fetching
+checkpoints while the job runs - is done by the job's follower (`follower.py`), one bounded step at
+a time, each of which can be done again. A daemon that comes back starts the followers of the jobs
+that are asked for; a lock makes sure that a job has one, whoever's it is.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from scf.control.emergency_lock import EmergencyLock
+from scf.core.clock import Clock, SystemClock, parse_utc, utc_text
+from scf.core.errors import DoorUnavailable, InputError
+from scf.core.identity import sha256_hex
+from scf.dispatch.bundle import Bundle, make_bundle
+from scf.dispatch.follower import Follower, FollowSettings, Machine
+from scf.dispatch.job import ExitReason, Job, JobExit, JobPhase, JobSpec, JobStatus, check_spec
+from scf.dispatch.remote_state import CancelMark, RemoteJob, RemoteJobs, Stage
+from scf.dispatch.transfer import BoxFault, check_tools
+from scf.storage.partitions import Folder
+
+
+class RemoteDoor:
+    """A door whose jobs run elsewhere. Promises: `Dispatcher`.
+
+    Args:
+        name: Of the door, for receipts.
+        machine: Finds, reaches and gives back the machine of a job.
+        jobs: Where bundles lie, on the drive.
+        home: The home; small files go to `home/NAME_jobs`.
+        settings: Intervals, limits, and what is sent.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        *,
+        jobs: Folder,
+        home: Path,
+        settings: FollowSettings,
+        clock: Clock | None = None,
+    ) -> None:
+        check_tools()
+        self.name = name
+        self.jobs = jobs
+        self._machine = machine
+        self._home = home
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._records = RemoteJobs(home / f"{name}_jobs")
+        self._closing = threading.Event()
+        self._followers: dict[str, tuple[threading.Thread, threading.Event]] = {}
+        self._followers_lock = threading.Lock()
+
+    def submit(
+        self, spec: JobSpec, files: Mapping[str, bytes], *, resume: Path | None = None
+    ) -> Job:
+        check_spec(spec)
+        self.jobs.check()
+        bundle = make_bundle(self.jobs, spec, files, resume=resume)
+        job_id = spec.job_id
+        record = self._records.read(job_id)
+        if record is None:
+            if self._records.mark(job_id) is not None:
+                return Job(job_id, {"door": self.name})
+            placement = {"door": self.name, "bundle": str(bundle.path)}
+            placement |= self._machine.expect(spec)
+            record = RemoteJob(Stage.PLACING, utc_text(self._clock.now()), placement)
+            self._records.write(job_id, record)
+        self._follow(job_id)
+        return Job(job_id, record.placement)
+
+    def poll(self, job_id: str) -> JobStatus:
+        record = self._records.read(job_id)
+        mark = self._records.mark(job_id)
+        if record is None:
+            if mark is None:
+                return JobStatus(JobPhase.ABSENT)
+            return JobStatus(JobPhase.ENDED, JobExit(ExitReason.CANCELLED, mark.why))
+        placement = {**record.placement, "stage": str(record.stage)}
+        if record.stage is not Stage.RELEASED:
+            self._follow(job_id)
+        if record.has_ended:
+            return JobStatus(JobPhase.ENDED, self._how_it_ended(job_id, record, mark), placement)
+        if record.trouble is not None:
+            since = parse_utc(record.trouble.since)
+            if self._clock.now() - since > timedelta(seconds=self._settings.patience_s):
+                raise DoorUnavailable(
+                    f"{job_id}: nothing learnt since {record.trouble.since}: {record.trouble.text}"
+                )
+        return JobStatus(JobPhase.RUNNING, None, placement)
+
+    def collect(self, job_id: str) -> Path:
+        record = self._records.read(job_id)
+        if record is not None and not record.has_ended:
+            raise DoorUnavailable(f"{job_id}: its outputs are not here yet")
+        bundle = Bundle(self.jobs.path / job_id)
+        bundle.verify_outputs()
+        return bundle.path
+
+    def cancel(self, job_id: str, *, at_once: bool = False) -> None:
+        # Written first: from here on the follower sees to it, and a job not yet started never is.
+        self._records.set_mark(job_id, CancelMark(at_once, "cancelled"))
+        record = self._records.read(job_id)
+        if record is None or record.has_ended:
+            return
+        self._follow(job_id, wake=True)
+        link = self._machine.link(job_id, record.facts)
+        if link is None:
+            return
+        try:
+            link.call("cancel", {"job_id": job_id, "at_once": at_once}, limit_s=30.0)
+        except BoxFault as error:
+            raise DoorUnavailable(str(error), remedy="Try again in a second.") from error
+
+    def close(self, *, limit_s: float = 10.0) -> None:
+        """End the followers, not the jobs; another door, or another daemon, goes on with them."""
+        self._closing.set()
+        with self._followers_lock:
+            followers = list(self._followers.values())
+        for _, wake in followers:
+            wake.set()
+        for thread, _ in followers:
+            thread.join(limit_s)
+
+    def _how_it_ended(self, job_id: str, record: RemoteJob, mark: CancelMark | None) -> JobExit:
+        try:
+            # The bundle's own record, where the drive is here: it may have been tampered with.
+            ended = Bundle(self.jobs.path / job_id).exit() or record.exit
+        except InputError as error:
+            return JobExit(ExitReason.WORKER_ERROR, f"the exit record cannot be used: {error}")
+        assert ended is not None, "a job of stage `ended` has an exit"
+        if mark is not None and ended.reason is ExitReason.PREEMPTED:
+            return dataclasses.replace(ended, reason=ExitReason.CANCELLED, detail=mark.why)
+        return ended
+
+    def _follow(self, job_id: str, *, wake: bool = False) -> None:
+        with self._followers_lock:
+            thread, bell = self._followers.get(job_id, (None, threading.Event()))
+            if thread is None or not thread.is_alive():
+                if self._closing.is_set():
+                    return
+                bell.clear()
+                follower = Follower(
+                    job_id,
+                    machine=self._machine,
+                    records=self._records,
+                    jobs=self.jobs,
+                    lock=EmergencyLock(self._home),
+                    settings=self._settings,
+                    clock=self._clock,
+                )
+                thread = threading.Thread(
+                    target=follower.run,
+                    args=(bell, self._closing),
+                    name=f"{self.name}-{job_id}",
+                    daemon=True,
+                )
+                self._followers[job_id] = (thread, bell)
+                thread.start()
+        if wake:
+            bell.set()
+
+
+def sender_of(home: Path) -> str:
+    """Who we are among those who send to one box: the same after a restart, secret to nobody."""
+    return f"home-{sha256_hex(str(home.resolve()).encode())[:16]}"

@@ -1,0 +1,82 @@
+"""The ssh door: jobs on a machine of the user's own.
+
+The machine has Python with what training needs, rsync and an ssh server; scf itself is sent. A job
+gets a session of its own there, so that it lives on when the link is cut, and is found again by a
+daemon that comes back. How to set a box up: docs/operations/ssh-door.md.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scf.core.clock import Clock
+from scf.core.errors import DoorUnavailable
+from scf.dispatch.follower import FollowSettings
+from scf.dispatch.job import JobSpec
+from scf.dispatch.remote import RemoteDoor, sender_of
+from scf.dispatch.transfer import BoxFault, SshBox, SshLink
+from scf.storage.partitions import Folder
+
+
+class SshDoor(RemoteDoor):
+    """Runs jobs on a box of the user's own. Promises: `Dispatcher`.
+
+    Args:
+        box: The machine.
+        jobs: Where bundles lie, on the drive.
+        home: The home; the door's small files go to `home/ssh_jobs` and `home/ssh`.
+        settings: Intervals, limits, the worker; by default this scf's own code is sent.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        box: SshBox,
+        jobs: Folder,
+        home: Path,
+        *,
+        settings: FollowSettings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(
+            "ssh",
+            _OwnBox(box, home),
+            jobs=jobs,
+            home=home,
+            settings=settings or FollowSettings(code=home / "code"),
+            clock=clock,
+        )
+
+
+class _OwnBox:
+    """A machine that is always the same and is never given back."""
+
+    def __init__(self, box: SshBox, home: Path) -> None:
+        self._box = box
+        self._folder = home / "ssh"
+        self._sender = sender_of(home)
+
+    def expect(self, spec: JobSpec) -> Mapping[str, Any]:
+        del spec
+        try:
+            self._link().call("prepare", {"wanted": []}, limit_s=30.0)
+        except BoxFault as error:
+            raise DoorUnavailable(str(error), remedy=error.remedy) from error
+        return {"box": self._box.name, "address": f"{self._box.host}:{self._box.port}"}
+
+    def place(self, job_id: str, facts: dict[str, Any], spec: JobSpec) -> dict[str, Any] | None:
+        del job_id, spec
+        return facts
+
+    def link(
+        self, job_id: str, facts: Mapping[str, Any], held: tuple[int, ...] = ()
+    ) -> SshLink | None:
+        del job_id, facts
+        return self._link(held)
+
+    def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
+        del facts
+        return link is not None and bool(link.call("forget", {"job_id": job_id})["forgotten"])
+
+    def _link(self, held: tuple[int, ...] = ()) -> SshLink:
+        return SshLink(self._box, self._folder, self._sender, held)

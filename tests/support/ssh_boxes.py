@@ -1,0 +1,156 @@
+"""A real box on loopback: sshd with throw-away keys, one for a whole test session."""
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scf.dispatch.follower import FollowSettings
+from scf.dispatch.ssh import SshDoor
+from scf.dispatch.transfer import SshBox
+from scf.storage.partitions import Folder
+from support.tiny_worker import HERE
+
+WORKER = ("{python}", str(HERE / "tiny_worker.py"))
+QUICK = FollowSettings(worker=WORKER, look_s=0.15, retry_s=0.1, retry_max_s=0.5, patience_s=1.0)
+
+
+@dataclass
+class Sshd:
+    """A running ssh server. `stop` and `start` are a link that is cut and comes back."""
+
+    folder: Path
+    port: int
+    host: str = "127.0.0.1"
+    netns: str | None = None
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        assert sshd is not None
+        prefix = ["ip", "netns", "exec", self.netns] if self.netns else []
+        self.process = subprocess.Popen(
+            [*prefix, sshd, "-D", "-f", str(self.folder / "sshd_config")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if self.netns:
+            time.sleep(0.3)
+            return
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex((self.host, self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise AssertionError("sshd did not come up")
+
+    def stop(self) -> None:
+        """End the server and every connection that it serves."""
+        if self.process is None:
+            return
+        for pid in _descendants(self.process.pid):
+            if _is_sshd(pid):
+                _kill(pid)
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def box(self, root: Path, **changes: Any) -> SshBox:
+        key = (self.folder / "host_key.pub").read_text().split()
+        box = SshBox(
+            name="box",
+            host=self.host,
+            user=os.environ.get("USER", "root") if os.getuid() else "root",
+            host_keys=(f"{key[0]} {key[1]}",),
+            port=self.port,
+            identity=self.folder / "id",
+            root=str(root),
+            python=sys.executable,
+            connect_timeout_s=5,
+            keepalive_s=2,
+        )
+        return replace(box, **changes)
+
+
+def start_sshd(folder: Path, *, host: str = "127.0.0.1", netns: str | None = None) -> Sshd:
+    """Start a server; the test is skipped, with the reason, where that cannot be had."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    for program in ("sshd", "ssh", "ssh-keygen", "rsync"):
+        if shutil.which(program, path=path) is None:
+            pytest.skip(f"{program} is not installed (apt-get install openssh-server rsync)")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("host_key", "id"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+    shutil.copy(folder / "id.pub", folder / "authorized_keys")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress {host}\nHostKey {folder / 'host_key'}\n"
+        f"AuthorizedKeysFile {folder / 'authorized_keys'}\nStrictModes no\nUsePAM no\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
+        "PermitRootLogin prohibit-password\nClientAliveInterval 2\nMaxStartups 100\nUseDNS no\n"
+        # The login shell reads its start-up files there, and not those of whoever runs the tests.
+        f"SetEnv HOME={folder}\n"
+    )
+    sshd = Sshd(folder, port, host, netns)
+    sshd.start()
+    atexit.register(sshd.stop)
+    return sshd
+
+
+@functools.cache
+def session_sshd() -> Sshd:
+    """One server for all tests that do not cut its links."""
+    return start_sshd(Path(tempfile.mkdtemp(prefix="scf-sshd-")))
+
+
+def ssh_door(tmp_path: Path) -> Callable[[], SshDoor]:
+    """For the contract suite: each call opens the door as a daemon that was started again."""
+    sshd = session_sshd()
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    jobs = Folder.at(tmp_path / "jobs")
+    box = sshd.box(tmp_path / "box")
+    return lambda: SshDoor(box, jobs, home, settings=QUICK)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            child = int(path.parent.name)
+            found += [child, *_descendants(child)]
+    return found
+
+
+def _is_sshd(pid: int) -> bool:
+    try:
+        return "sshd" in Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 9)
