@@ -34,8 +34,9 @@ from scf.models.record import RecordLayout
 
 OFFSET_LEVELS = 65
 
-# With fewer sites the network for the whole record sees all there is to see.
-SITES_MIN = 4
+# With fewer sites the network for the whole record sees all there is to see; with more, reading
+# them one by one costs a CPU seconds a step.
+SITES_MIN, SITES_MAX = 4, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class EnergyModel(nn.Module):
                 width=config.site_width,
                 depth=1,
             )
-            if self.encoder.num_sites >= SITES_MIN and config.site_width
+            if SITES_MIN <= self.encoder.num_sites <= SITES_MAX and config.site_width
             else None
         )
 
@@ -115,11 +116,8 @@ class EnergyModel(nn.Module):
         noise_BE = self.embedding(log_sigma_B)
         value_B: Tensor = self.body(inputs_BI, noise_BE)
         if self.site_body is not None and sites_BSJ is not None:
-            batch, num_sites, _ = sites_BSJ.shape
-            noise_NE = noise_BE[:, None].expand(-1, num_sites, -1).flatten(0, 1)
-            value_B = value_B + self.site_body(sites_BSJ.flatten(0, 1), noise_NE).view(
-                batch, num_sites
-            ).sum(dim=1)
+            # The noise is the record's, not the site's: computed once, added to all of its sites.
+            value_B = value_B + self.site_body(sites_BSJ, noise_BE[:, None]).sum(dim=1)
         return value_B * (1 + sigma_B.square()).rsqrt() - self._offset(log_sigma_B)
 
     def _offset(self, log_sigma_B: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class ResidualMLP(nn.Module):
-    """inputs (B, I) and a noise embedding (B, E) -> scalar (B,).
+    """Inputs (B, I) and a noise embedding (B, E) give a scalar (B,); axes between are allowed.
 
     h <- h + W2 silu(W1 h + U e). The head starts at zero, so that a new model is its Gaussian base,
     exactly. No normalisation layers: they couple or rescale records and make double backward slow.
@@ -36,4 +36,4 @@ class ResidualMLP(nn.Module):
         for inner, inner_noise, outer in zip(self.inner, self.inner_noise, self.outer, strict=True):
             h_BW = h_BW + outer(F.silu(inner(F.silu(h_BW)) + inner_noise(noise_BE)))
         scalar_B1: Tensor = self.head(F.silu(h_BW))
-        return scalar_B1[:, 0]
+        return scalar_B1.squeeze(-1)
