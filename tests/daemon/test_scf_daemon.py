@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scf.audit.check import check_log
-from scf.core.errors import DriveError, EmergencyLocked
+from scf.core.errors import DriveError, EmergencyLocked, OperatorError
 from scf.daemon.heartbeat import DaemonState, is_running, read_state
 from scf.daemon.scf_daemon import main
 from scf.runs.state import State
@@ -158,6 +158,77 @@ def test_a_job_that_keeps_failing_is_parked_and_blocks_nobody(
     works.drop("b.ndjson", range(120, 240))
     works.until_idle()
     assert [run.state for run in works.runs()] == [State.FAILED, State.RELEASED]
+
+
+def test_a_run_that_would_fail_again_is_not_tried_again(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diverged with this plan and this seed is diverged the next time, too."""
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_error": "Diverged"}))
+    works.drop("a.ndjson", range(120))
+    works.until_idle()
+
+    (run,) = works.runs()
+    assert (run.state, run.tries) == (State.FAILED, 1)
+    assert run.reason.startswith("parked, it would fail again: diverged")
+
+
+def test_a_stage_that_always_breaks_parks_its_run_with_the_reason(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback is in the log, with the run's id."""
+    monkeypatch.setattr("scf.daemon.advance.BACKOFF_FIRST_S", 0.01)
+    works.drop("a.ndjson", range(120))
+    with works.conductor() as (conductor, _):
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.VERIFIED})))
+        monkeypatch.setattr(
+            conductor._errands.bench.rooms, "attest", lambda *a, **k: 1 / 0, raising=False
+        )
+        tick_until(conductor, lambda tick: tick.is_idle)
+        (run,) = conductor.store.runs()
+
+    assert run.state is State.FAILED
+    assert run.reason == "parked after 3 tries: ZeroDivisionError: division by zero"
+    text = (works.home / "logs/daemon.ndjson").read_text()
+    logged = [json.loads(line) for line in text.splitlines()]
+    broken = [row for row in logged if row["event"] == "run.stage_failed"]
+    assert len(broken) == 3
+    assert broken[0]["run"] == run.run_id
+    assert "ZeroDivisionError" in broken[0]["exception"]
+
+
+def test_a_release_that_cannot_be_packed_is_said_and_blocks_no_run(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the end is told what is not done."""
+    monkeypatch.setattr("scf.daemon.advance.BACKOFF_FIRST_S", 0.01)
+
+    def broken(self):
+        raise OperatorError("no room on the shelf")
+
+    monkeypatch.setattr("scf.daemon.rooms.Rooms.make_release", broken)
+    works.drop("a.ndjson", range(120))
+    with pytest.raises(OperatorError, match="not done after 3 tries: release"):
+        works.until_idle()
+    assert works.runs()[0].state is State.PROMOTED
+
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(works.base / "config"))
+    works.until_idle()
+    assert works.runs()[0].state is State.RELEASED
+
+
+def test_another_drive_under_the_same_name_is_a_missing_drive(works: Works) -> None:
+    """A home belongs to one drive; nothing is written to another."""
+    from scf.storage.partitions import Drive
+
+    works.root.rename(works.base / "own")
+    Drive.scaffold(works.root)
+    before = sorted(works.root.rglob("*"))
+
+    with pytest.raises(DriveError, match="the home's is"):
+        works.until_idle()
+    assert sorted(works.root.rglob("*")) == before
 
 
 def test_another_run_overtakes_one_that_waits_for_its_retry(

@@ -2,7 +2,7 @@
 
 `tiny_jobs.py train|measure|...` are the programs; as a worker (`worker.py` beside it) they stand in
 for the kinds `train_ebdm` and `measure`. What they do wrong is said by `SCF_TINY`, a JSON object:
-{"train_sleep_s", "train_exit", "child", "gain", "champion_gain", "measure_exit"}.
+{"train_sleep_s", "train_exit", "train_error", "child", "gain", "champion_gain", "measure_exit"}.
 """
 
 import argparse
@@ -31,6 +31,10 @@ def train(options: argparse.Namespace) -> int:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         Path("outputs/child.pid").write_text(str(child.pid))
     time.sleep(todo.get("train_sleep_s", 0.0))
+    if todo.get("train_error"):
+        with Path("progress.ndjson").open("a") as notes:
+            notes.write(json.dumps({"event": "error", "error": todo["train_error"]}) + "\n")
+        return 1
     if todo.get("train_exit"):
         sys.stderr.write("tiny training failed as it was told to\n")
         return int(todo["train_exit"])

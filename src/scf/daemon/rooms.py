@@ -23,7 +23,7 @@ from scf.dispatch.local import WORKER, LocalDoor
 from scf.signing.keys import load_signer, public_keys
 from scf.signing.signer import Signer
 from scf.storage import durable
-from scf.storage.partitions import Drive, Folder
+from scf.storage.partitions import Drive, DriveMissing, Folder
 
 if TYPE_CHECKING:
     from scf.fertilization.batch_plan import BatchPlan
@@ -67,10 +67,10 @@ class Rooms:
         """Open everything on the configured drive.
 
         Raises:
-            DriveMissing: The drive is not there.
+            DriveMissing: The drive is not there, or it is not the one that this home belongs to.
             KeyMissing: There are no keys: `scf init` was not run.
         """
-        drive = Drive.open(config.need_root())
+        drive = own_drive(config)
         signer = load_signer(config.home / "keys", "foundry")
         jobs = drive.folder("system_cache", "jobs")
         folder = drive.folder("zk_proofs", "audit")
@@ -250,6 +250,20 @@ class Rooms:
             "cost_usd": 0.0,
             "energy_j": None,
         }
+
+
+def own_drive(config: FoundryConfig) -> Drive:
+    """Open the drive that the home was bound to by `scf init`.
+
+    Raises:
+        DriveMissing: There is none, or another one under the same name, which is no better.
+    """
+    drive = Drive.open(config.need_root())
+    path = config.home / "drive.json"
+    bound = durable.read_json(path).get("uuid") if path.exists() else drive.uuid
+    if bound != drive.uuid:
+        raise DriveMissing(drive.root, f"this is drive {drive.uuid}, the home's is {bound}")
+    return drive
 
 
 def plan_id_of(plan: Mapping[str, Any]) -> str:

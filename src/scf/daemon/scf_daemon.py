@@ -38,14 +38,14 @@ from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
 from scf.daemon.pipeline import RECORDING, Bench
 from scf.daemon.pulse import Pulse
-from scf.daemon.rooms import OpenDoor, Rooms, open_local_door
+from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.job import JobPhase
 from scf.runs.state import ACTIVE
 from scf.runs.store import RunStore
 from scf.storage.instance_lock import instance_lock
-from scf.storage.partitions import Drive, Folder
+from scf.storage.partitions import Folder
 
 # A tick takes at most so many runs one stage further.
 RUNS_PER_TICK_MAX = 16
@@ -128,7 +128,7 @@ class Conductor:
         with ExitStack() as holding:
             # Two homes must not work on one drive either. The folder is found through the drive, so
             # that no lock file is made where the drive is not.
-            cache = Drive.open(self._config.need_root()).folder("system_cache")
+            cache = own_drive(self._config).folder("system_cache")
             holder = f"scf daemon of home {self._config.home}"
             holding.enter_context(
                 instance_lock(cache.path / LOCK_NAME, holder=holder, wait_s=START_WAIT_S)
