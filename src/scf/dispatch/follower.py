@@ -110,6 +110,7 @@ class Follower:
         self._bundle = Bundle(jobs.path / job_id)
         self._held: tuple[int, ...] = ()
         self._fetched: dict[str, returned.Row] = {}
+        self._asked: dict[str, int] = {}
         self._failures = 0
         self._faults = 0
 
@@ -291,8 +292,10 @@ class Follower:
 
     def _fetch(self, link: SshLink, sizes: Mapping[str, int]) -> None:
         into = self._bundle.path / returned.RETURNING_NAME
+        self._asked.update(sizes)
+        returned.tidy(into, self._asked)
         link.pull(self.job_id, sizes, into, size_bytes=sum(sizes.values()))
-        returned.check_arrived(into, sizes)
+        returned.check_arrived(into, self._asked)
 
     def _small_rows(self, answer: Mapping[str, Any]) -> dict[str, returned.Row]:
         """The log and the notes, as far as they are short; of longer ones there is the end."""

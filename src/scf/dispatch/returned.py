@@ -123,6 +123,15 @@ def check_sizes(rows: Iterable[Row], limits: ReturnLimits) -> None:
         )
 
 
+def tidy(folder: Path, asked: Iterable[str]) -> None:
+    """Remove what an earlier follower fetched and nobody asks for now; parts of files stay."""
+    known = set(asked)
+    for path in list(_walk(folder)):
+        is_folder = stat.S_ISDIR(path.lstat().st_mode)
+        if not is_folder and path.relative_to(folder).as_posix() not in known:
+            path.unlink()
+
+
 def check_arrived(folder: Path, asked: Mapping[str, int]) -> None:
     """Make sure that only plain files lie in `folder`, only under names that were asked for.
 
