@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pybase64
 
 from scf.core.errors import InputError
+from scf.vault.line_cuts import Cut, NeedsCare, numbers_of
 
 Array = npt.NDArray[Any]
 
@@ -82,11 +83,17 @@ class FieldSpec:
         return np.frombuffer(data, self.numpy_dtype).reshape(self.shape)
 
 
-def read_field(name: object, field: object) -> tuple[FieldSpec, bytes]:
+def read_field(name: object, field: object, cut: Cut | None = None) -> tuple[FieldSpec, bytes]:
     """Read a field in either form; the bytes are checked against type, shape and finiteness.
+
+    Args:
+        name: The field's name.
+        field: Its JSON object.
+        cut: The text of its numbers, where they were cut out of the line.
 
     Raises:
         FieldInvalid: With the reason, the field's name in front.
+        NeedsCare: The numbers in `cut` have to be parsed with the whole line.
     """
     if not isinstance(name, str) or not name or name.startswith("_"):
         raise FieldInvalid(f"field name {name!r}: must be text that does not begin with '_'")
@@ -102,13 +109,30 @@ def read_field(name: object, field: object) -> tuple[FieldSpec, bytes]:
     if not isinstance(unit, str):
         raise FieldInvalid(f"field {name!r}: 'unit' must be text")
     spec = FieldSpec(name, dtype.name, shape, unit)
-    data = (
-        _bytes_of_text(spec, field["b64"])
-        if "b64" in field
-        else _bytes_of_values(spec, field["values"])
-    )
+    if "b64" in field:
+        data = _bytes_of_text(spec, field["b64"] if cut is None else cut.text)
+    elif cut is None:
+        data = _bytes_of_values(spec, field["values"])
+    else:
+        data = numbers_of(cut.text, dtype).tobytes()
     _check_numbers(spec, data)
     return spec, data
+
+
+def bytes_of_cut(name: str, field: Mapping[str, Any], cut: Cut) -> bytes:
+    """The bytes of a field that `read_field` has accepted before; only their number is looked at.
+
+    Raises:
+        NeedsCare: The field has to be read the careful way.
+    """
+    dtype = _DTYPES[field["dtype"]]
+    if cut.key == "b64":
+        data = pybase64.b64decode(cut.text, validate=True)
+    else:
+        data = numbers_of(cut.text, dtype).tobytes()
+    if len(data) != math.prod(field["shape"]) * dtype.itemsize:
+        raise NeedsCare(name)
+    return data
 
 
 def field_of_array(array: Array, unit: str) -> dict[str, Any]:
@@ -158,7 +182,7 @@ def _read_shape(name: str, shape: object) -> tuple[int, ...]:
 
 
 def _bytes_of_text(spec: FieldSpec, text: object) -> bytes:
-    if not isinstance(text, str):
+    if not isinstance(text, str | bytes):
         raise FieldInvalid(f"field {spec.name!r}: 'b64' must be text")
     try:
         return pybase64.b64decode(text, validate=True)
