@@ -133,6 +133,7 @@ def describe(
 def write_resume(out: Folder, config: dict[str, Any], snapshot: Snapshot) -> Path:
     """Publish a checkpoint to resume from, then remove the older ones. Twice is success."""
     folder = out.folder(RESUME_FOLDER)
+    durable.sweep(folder.path)
     name = f"step-{snapshot.progress.step:09d}"
     if not (folder.path / name).exists():
         staged = folder.new_staging(name)
@@ -156,11 +157,11 @@ def write_final(out: Folder, config: dict[str, Any], snapshot: Snapshot) -> None
 
 
 def newest(out: Path) -> Path | None:
-    """The checkpoint to resume from: the final one, else the newest under `resume/`, else None."""
+    """The checkpoint with most steps, of the final one and those under `resume/`; or None."""
+    found = [path for path in (out / RESUME_FOLDER).glob("step-*") if path.is_dir()]
     if (out / DIGESTS_NAME).is_file():
-        return out
-    steps = sorted((out / RESUME_FOLDER).glob("step-*"))
-    return steps[-1] if steps else None
+        found.append(out)
+    return max(found, key=lambda path: int(read_state(path)["step"]), default=None)
 
 
 def load_energy(path: Path, *, device: str = "cpu") -> RecordEnergy:

@@ -92,6 +92,10 @@ class TrainingData:
     rows: tuple[Floats, Floats] | None
     threshold: str
 
+    def counts(self) -> dict[str, int]:
+        """For `config.json`: fossils trained on, and fossils that only choose."""
+        return {"fossils": self.num_fossils, "validation": len(self.validation[0])}
+
     def fit(self) -> tuple[Frame, LinearGaussian]:
         """The frame and the Gaussian. Raises ZeroVariance, TooFewFossils."""
         frame = Frame.of(self.moments)

@@ -15,13 +15,11 @@ and, with --progress, as one JSON object a line to a file.
 
 import argparse
 import copy
-import json
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ from scf.models.energy_model import EnergyModel, NetworkConfig
 from scf.models.losses import denoising_and_dual
 from scf.models.noise import NoiseRange
 from scf.models.record_energy import RecordEnergy
-from scf.storage.durable import os_errors, read_json, sweep
+from scf.storage.durable import read_json
 from scf.storage.partitions import Folder
 from scf.training.checkpoint import (
     Progress,
@@ -51,11 +49,10 @@ from scf.training.checkpoint import (
 from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
 from scf.training.data import FossilSource, TrainingData, load_data, model_rows, seed_of
 from scf.training.ema import PowerAverage
+from scf.training.notes import Notes, StopSignal
 from scf.training.train_config import DEVICES, TrainConfig, build_config, preset_names
+from scf.training.validation import Validation
 
-# How often a person and a program hear of progress.
-_TALK_S = 5.0
-_NOTE_S = 0.5
 # Multiplications of one forward pass below which one thread is enough.
 _ONE_THREAD_MAX = 1e8
 # A run is not called finished for want of progress before this step times the patience.
@@ -81,67 +78,6 @@ class ParentMismatch(InputError):
             f"{parent}: {what} differ from this run's",
             remedy="Train without --parent, or with fossils and settings like the parent's.",
         )
-
-
-@dataclass
-class Notes:
-    """Where progress is told: stderr for people, NDJSON for programs."""
-
-    path: Path | None = None
-    talk: Callable[[str], object] = sys.stderr.write
-    _next_talk: float = 0.0
-    _next_note: float = 0.0
-
-    def write(self, **note: Any) -> None:
-        """Append one line to the progress file."""
-        if self.path is not None:
-            line = json.dumps(note, sort_keys=True, allow_nan=False)
-            with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-    def step(self, config: TrainConfig, progress: Progress, losses: Sequence[float]) -> None:
-        """Tell where the run stands, at most so often."""
-        now = time.monotonic()
-        if now < min(self._next_note, self._next_talk):
-            return
-        rate = progress.step / max(progress.seconds, 1e-9)
-        left_s = min(
-            config.max_seconds - progress.seconds, (config.max_steps - progress.step) / rate
-        )
-        total, denoising, dual = losses
-        if now >= self._next_note:
-            self._next_note = now + _NOTE_S
-            self.write(
-                event="step",
-                step=progress.step,
-                loss=total,
-                denoising=denoising,
-                dual=dual,
-                steps_per_s=round(rate, 2),
-                elapsed_s=round(progress.seconds, 2),
-                eta_s=round(max(left_s, 0.0), 1),
-                validation=progress.validation[-1][1] if progress.validation else None,
-            )
-        if now >= self._next_talk:
-            self._next_talk = now + _TALK_S
-            self.talk(
-                f"step {progress.step:6d}  loss {total:.4f}  {rate:.0f} steps/s  "
-                f"at most {format_duration(max(left_s, 0.0))} left\n"
-            )
-
-
-@dataclass
-class StopSignal:
-    """SIGTERM and SIGINT, remembered until the step is done."""
-
-    is_set: bool = False
-
-    def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-
-    def _remember(self, _number: int, _frame: object) -> None:
-        self.is_set = True
 
 
 @dataclass
@@ -184,12 +120,9 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
             f"{out.path} holds a checkpoint already",
             remedy="Add --resume to go on from it, or choose another --out.",
         )
-    sweep(out.path)
     stored, snapshot = load_snapshot(found) if found else (None, None)
     if stored is not None:
-        limits = ("max_seconds", "max_steps", "checkpoint_every_s", "device", "threads")
-        kept = TrainConfig.from_json(stored["training"]).to_json()
-        config = TrainConfig(**kept | {name: getattr(config, name) for name in limits})
+        config = _resumed_config(TrainConfig.from_json(stored["training"]), config)
     torch.set_num_threads(config.threads or 1)
 
     # The fossils, and the coordinates in which the model sees them.
@@ -199,21 +132,17 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     device = choose_device(config.device, is_small=is_small)
     torch.set_num_threads(config.threads or (1 if is_small else os.cpu_count() or 1))
     model = energy.model.to(device).train()
-    frame = energy.frame
     parameters = list(model.parameters())
-    minibatches = data.minibatches(source, frame, config)
-    counts = {"fossils": data.num_fossils, "validation": len(data.validation[0])}
+    minibatches = data.minibatches(source, energy.frame, config)
     parent_digest = stored["parent"] if stored is not None else parent_digest
-    described = describe(energy, config, source.describe() | counts, parent_digest)
+    described = describe(energy, config, source.describe() | data.counts(), parent_digest)
     noise = energy.noise
-    validation = _Validation(model_rows(frame, *data.validation), config, noise, device)
+    validation = Validation(model_rows(energy.frame, *data.validation), config, noise, device)
 
+    decay = config.weight_decay_for(energy.layout.size, data.num_fossils)
+    is_fused = device.type in {"cpu", "cuda"}
     optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=config.weight_decay_for(energy.layout.size, data.num_fossils),
-        fused=device.type in {"cpu", "cuda"},
+        parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=is_fused
     )
     average = PowerAverage(parameters, gamma=config.ema_gamma)
     best = Best(_copy(average.weights))
@@ -221,7 +150,7 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         best = _restore(snapshot, model, optimizer, average)
         minibatches.set_state(snapshot.progress.source)
     progress = best.progress
-    if found == out.path and _reason_to_stop(config, progress, stop):
+    if progress.status == "completed" and _reason_to_stop(config, progress, stop):
         return progress  # nothing is left to do, and the final checkpoint stands
     progress.status, progress.stop_reason = "running", ""
 
@@ -277,14 +206,14 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     if reason != "sigterm" and config.calibration_particles:
         _calibrate(last.energy, config, device)
     write_final(out, described, last)
-    notes.write(
-        event="finished",
-        status=progress.status,
-        reason=reason,
-        step=progress.step,
-        elapsed_s=round(progress.seconds, 2),
-    )
+    notes.finished(progress)
     return progress
+
+
+def _resumed_config(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
+    """The settings a run was begun with, under the limits and on the device now asked for."""
+    limits = ("max_seconds", "max_steps", "checkpoint_every_s", "device", "threads")
+    return TrainConfig(**stored.to_json() | {name: getattr(asked, name) for name in limits})
 
 
 def _is_small(model: EnergyModel, batch_size: int) -> bool:
@@ -354,44 +283,8 @@ def _starting_energy(
     return RecordEnergy(data.layout, frame, model, noise, data.bank_MK), None
 
 
-class _Validation:
-    """Validation fossils with fixed noise, so that two looks differ by the weights alone."""
-
-    def __init__(
-        self,
-        rows: tuple[Tensor, Tensor],
-        config: TrainConfig,
-        noise: NoiseRange,
-        device: torch.device,
-    ) -> None:
-        z_ND, c_NK = rows
-        generator = torch.Generator().manual_seed(seed_of(config.seed, "validation", 0))
-        repeats = 4
-        self.num_fossils = len(z_ND)
-        self.clean_BD = z_ND.repeat(repeats, 1).to(device)
-        self.c_BK = c_NK.repeat(repeats, 1).to(device)
-        self.noise_BD = torch.randn(self.clean_BD.shape, generator=generator).to(device)
-        self.sigma_B = noise.draw(max(len(self.clean_BD), 1), generator).to(device)
-        self.dual_weight = config.dual_weight
-
-    def loss(self, model: EnergyModel) -> float:
-        """Mean training loss, over fossils and noise levels."""
-        total = 0.0
-        for part in torch.split(torch.arange(len(self.clean_BD)), 1024):
-            found = denoising_and_dual(
-                model,
-                self.clean_BD[part],
-                self.noise_BD[part],
-                self.sigma_B[part],
-                self.c_BK[part],
-                create_graph=False,
-            )
-            total += float((found.denoising_B + self.dual_weight * found.dual_B).sum())
-        return total / len(self.clean_BD)
-
-
 def _look(
-    validation: _Validation,
+    validation: Validation,
     model: EnergyModel,
     average: PowerAverage,
     best: Best,

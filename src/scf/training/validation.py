@@ -1,0 +1,48 @@
+"""Validation fossils: they are never trained on, and choose which averaged weights are kept."""
+
+import torch
+from torch import Tensor
+
+from scf.models.energy_model import EnergyModel
+from scf.models.losses import denoising_and_dual
+from scf.models.noise import NoiseRange
+from scf.training.data import seed_of
+from scf.training.train_config import TrainConfig
+
+# Noise levels that each validation fossil is looked at with.
+_REPEATS = 4
+
+
+class Validation:
+    """Validation fossils with fixed noise, so that two looks differ by the weights alone."""
+
+    def __init__(
+        self,
+        rows: tuple[Tensor, Tensor],
+        config: TrainConfig,
+        noise: NoiseRange,
+        device: torch.device,
+    ) -> None:
+        z_ND, c_NK = rows
+        generator = torch.Generator().manual_seed(seed_of(config.seed, "validation", 0))
+        self.num_fossils = len(z_ND)
+        self.clean_BD = z_ND.repeat(_REPEATS, 1).to(device)
+        self.c_BK = c_NK.repeat(_REPEATS, 1).to(device)
+        self.noise_BD = torch.randn(self.clean_BD.shape, generator=generator).to(device)
+        self.sigma_B = noise.draw(max(len(self.clean_BD), 1), generator).to(device)
+        self.dual_weight = config.dual_weight
+
+    def loss(self, model: EnergyModel) -> float:
+        """Mean training loss, over fossils and noise levels."""
+        total = 0.0
+        for part in torch.split(torch.arange(len(self.clean_BD)), 1024):
+            found = denoising_and_dual(
+                model,
+                self.clean_BD[part],
+                self.noise_BD[part],
+                self.sigma_B[part],
+                self.c_BK[part],
+                create_graph=False,
+            )
+            total += float((found.denoising_B + self.dual_weight * found.dual_B).sum())
+        return total / len(self.clean_BD)
