@@ -120,6 +120,8 @@ class Teller:
 
 def progress_text(note: Mapping[str, Any]) -> str:
     """A job's note as a person reads it: step, speed, loss, time left. Empty for other notes."""
+    if note.get("event") in {"finished", "error"}:
+        return ""  # the move that follows says it
     parts: list[str] = []
     step, total = _number(note.get("step")), _number(note.get("max_steps"))
     if step is not None:

@@ -119,6 +119,7 @@ class Conductor:
         self._errands: Errands | None = None
         self._holding = ExitStack()
         self._is_stop_passed_on = False
+        self._told_of = ""
         self._full: BudgetExceeded | None = None
 
     def open(self) -> None:
@@ -233,7 +234,7 @@ class Conductor:
             did |= progress.moved
             self._full = self._full or progress.full
             if progress.attempt_id is not None:
-                self._tell_progress(progress.attempt_id)
+                self._tell_progress(progress.attempt_id, progress.waiting or "")
         return did
 
     def _stop(self) -> Tick:
@@ -266,8 +267,11 @@ class Conductor:
         self._holding.close()
         self._rooms = self._errands = None
 
-    def _tell_progress(self, attempt_id: str) -> None:
+    def _tell_progress(self, attempt_id: str, doing: str) -> None:
         assert self._rooms is not None
+        if attempt_id != self._told_of:
+            self._told_of = attempt_id
+            self._talk(f"{attempt_id}: {doing}")
         note = Bundle(self._rooms.jobs.path / attempt_id).last_progress()
         self._teller.tell(attempt_id, note)
 
