@@ -10,7 +10,7 @@ Numbers are decoded (`scale_factor`, `add_offset`). What the file marks as missi
 filled in. Variables without the record dimension are given fields.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ class Gridded:
 
     Attributes:
         dataset: As xarray opened it.
+        current: The dataset to take numbers from: the same, or the same opened anew.
         windows: How steps become fossils, and which fields are wanted.
         step: The record dimension.
         is_time: Whether that is time.
@@ -69,6 +70,7 @@ class Gridded:
     """
 
     dataset: Any
+    current: Callable[[], Any]
     windows: Windows
     step: str
     is_time: bool
@@ -78,11 +80,11 @@ class Gridded:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, dataset: Any, windows: Windows, *, name: str) -> "Gridded":
+    def of(cls, current: Callable[[], Any], windows: Windows, *, name: str) -> "Gridded":
         """Understand a dataset.
 
         Args:
-            dataset: As xarray opened it.
+            current: Gives the dataset as xarray opened it, whenever numbers are to be read.
             windows: As asked for.
             name: What to call the source where the file names none.
 
@@ -90,6 +92,7 @@ class Gridded:
             InputError: Nothing in it can be a record; a wanted field is not there; a window was
                 asked for and there is no time.
         """
+        dataset = current()
         wanted = {n: v for n, v in _fields(dataset).items() if windows.keeps(n)}
         windows.check_fields(_fields(dataset))
         time = _time_dimension(dataset, wanted)
@@ -107,6 +110,7 @@ class Gridded:
         ]
         return cls(
             dataset,
+            current,
             windows,
             step,
             time is not None,
@@ -135,21 +139,22 @@ class Gridded:
     def _trajectory(
         self, at: int, origin_name: str, params: Mapping[str, Any], times: "_Times"
     ) -> Trajectory:
+        dataset = self.current()
         chosen = {} if self.sample is None else {self.sample: at}
         series, constants = [], []
         own: dict[str, Any] = {}
         along: dict[str, Array] = {}
-        for name, variable in _fields(self.dataset).items():
+        for name, variable in _fields(dataset).items():
             if not self.windows.keeps(name):
                 continue
             here = _chosen(variable, chosen)
             if self.step in here.dims:
-                series.append(_series(name, here, self.step))
+                series.append(self._series(name, here, chosen))
             elif here.dims:
                 constants.append(Constant(name, here.values, _unit(variable)))
             else:
                 own[name] = here.values
-        for name, variable in self.dataset.coords.items():
+        for name, variable in dataset.coords.items():
             here = _chosen(variable, chosen)
             if here.dims == (self.step,) and is_number(here.dtype):
                 along[str(name)] = here.values
@@ -166,32 +171,49 @@ class Gridded:
             times.text if times.is_known else None,
         )
 
+    def _series(self, name: str, array: Any, chosen: Mapping[str, int]) -> Series:
+        step, dims = self.step, array.dims
+        rest = tuple(dim for dim in dims if dim != step)
+        at = {dim: index for dim, index in chosen.items() if dim in self.dataset[name].dims}
+
+        def read(start: int, stop: int) -> Array:
+            variable = self.current()[name].variable.isel({**at, step: slice(start, stop)})
+            block: Array = variable.transpose(step, *rest).values
+            return block
+
+        stored = array.encoding.get("preferred_chunks") or {}
+        shape = tuple(int(array.sizes[dim]) for dim in rest)
+        chunk = int(stored.get(step) or 1)
+        return Series(name, array.dtype, shape, read, _unit(array), chunk, marks_gaps=True)
+
     def _params(self) -> dict[str, Any]:
         """What the file says of itself and of its fields, and its grid."""
+        dataset = self.current()
         params = {
             name: value
-            for name, value in plain_params(self.dataset.attrs).items()
+            for name, value in plain_params(dataset.attrs).items()
             if name not in _FILE_ATTRIBUTES_LEFT_OUT
         }
-        for name, variable in _fields(self.dataset).items():
+        for name, variable in _fields(dataset).items():
             if self.windows.keeps(name):
                 for key in _KEPT_ATTRIBUTES:
                     params[f"{name}.{key}"] = plain(variable.attrs.get(key))
-        for name, variable in self.dataset.coords.items():
+        for name, variable in dataset.coords.items():
             if variable.dims == (name,) and name not in {self.step, self.sample}:
                 if is_number(variable.dtype):
                     params |= grid_params(str(name), variable.values)
                     params[f"grid_{name}.units"] = _unit(variable) or None
             elif variable.dims == (self.step,):
                 params[f"{name}.units"] = _unit(variable) or None
-        if self.step in self.dataset.coords:
-            params[f"{self.step}.units"] = _unit(self.dataset[self.step]) or None
+        if self.step in dataset.coords:
+            params[f"{self.step}.units"] = _unit(dataset[self.step]) or None
         return {k: v for k, v in params.items() if v is not None and not _is_long(v)}
 
     def _times(self) -> "_Times":
-        if not self.is_time or self.step not in self.dataset.variables:
+        dataset = self.current()
+        if not self.is_time or self.step not in dataset.variables:
             return _Times(None)
-        return _Times.of(self.dataset[self.step])
+        return _Times.of(dataset[self.step])
 
 
 @dataclass(frozen=True)
@@ -238,23 +260,6 @@ def _fields(dataset: Any) -> dict[str, Any]:
 
 def _chosen(variable: Any, chosen: Mapping[str, int]) -> Any:
     return variable.isel({k: v for k, v in chosen.items() if k in variable.dims})
-
-
-def _series(name: str, array: Any, step: str) -> Series:
-    ordered = array.variable
-    axis = ordered.dims.index(step)
-    rest = tuple(dim for dim in ordered.dims if dim != step)
-
-    def read(start: int, stop: int) -> Array:
-        block: Array = ordered.isel({step: slice(start, stop)}).transpose(step, *rest).values
-        return block
-
-    chunks = array.encoding.get("chunksizes") or array.encoding.get("chunks") or ()
-    stored = array.encoding.get("preferred_chunks") or {}
-    chunk = stored.get(step) or (chunks[axis] if len(chunks) == ordered.ndim else 1)
-    shape = tuple(ordered.sizes[dim] for dim in rest)
-    unit = _unit(array)
-    return Series(name, ordered.dtype, shape, read, unit, int(chunk or 1), marks_gaps=True)
 
 
 def _time_dimension(dataset: Any, fields: Mapping[str, Any]) -> str | None:

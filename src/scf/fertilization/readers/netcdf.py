@@ -1,7 +1,7 @@
 """NetCDF 3 and 4, through xarray with scipy and h5netcdf. What a record is: see `gridded`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from scf.fertilization.readers.tools import tool
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
 _CLASSIC_64_BIT_DATA = b"CDF\x05"
+_READS_PER_MAP = 2
 
 
 class NetcdfReader:
@@ -48,8 +49,8 @@ class NetcdfReader:
         return matches(path, head, _is_netcdf4)
 
     def read(self, origin: Origin) -> Iterator[Record]:
-        with _open(origin.path) as dataset:
-            gridded = Gridded.of(dataset, self.windows, name=origin.name)
+        with _open(origin.path) as current:
+            gridded = Gridded.of(current, self.windows, name=origin.name)
             yield from records(
                 gridded.trajectories(origin.name),
                 self.windows,
@@ -60,8 +61,8 @@ class NetcdfReader:
 
     def describe(self, path: Path) -> Description:
         """What `read` would yield."""
-        with _open(path) as dataset:
-            return description("NetCDF", Gridded.of(dataset, self.windows, name=path.name))
+        with _open(path) as current:
+            return description("NetCDF", Gridded.of(current, self.windows, name=path.name))
 
 
 def description(layout: str, gridded: Gridded) -> Description:
@@ -84,8 +85,8 @@ def _is_netcdf4(file: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    xarray = tool("xarray", extra="netcdf")
+def _open(path: Path) -> Iterator[Callable[[], Any]]:
+    tool("xarray", extra="netcdf")
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(_CLASSIC_64_BIT_DATA):
@@ -100,7 +101,40 @@ def _open(path: Path) -> Iterator[Any]:
             check_self_contained(file)
     tool(engine, extra="netcdf")
     try:
-        with xarray.open_dataset(path, engine=engine, **OPEN_OPTIONS) as dataset:
-            yield dataset
+        with _Reopened(path, engine) as reopened:
+            yield reopened.current
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: cannot be read further: {error}") from error
+
+
+class _Reopened:
+    """A dataset that is opened anew now and then, where it is a map of the file in memory.
+
+    scipy maps NetCDF 3 into memory: every page that was read stays resident, and at the end the
+    whole file is. Closing lets go of them. (With an engine that reads, this could be deleted.)
+    """
+
+    def __init__(self, path: Path, engine: str) -> None:
+        self._path = path
+        self._engine = engine
+        self._dataset: Any = None
+        self._num_reads = 0
+
+    def __enter__(self) -> "_Reopened":
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dataset.close()
+
+    def current(self) -> Any:
+        """The dataset. What was taken from it before must not be used after the next call."""
+        self._num_reads += 1
+        if self._engine == "scipy" and self._num_reads % _READS_PER_MAP == 0:
+            self._dataset.close()
+            self._open()
+        return self._dataset
+
+    def _open(self) -> None:
+        xarray = tool("xarray", extra="netcdf")
+        self._dataset = xarray.open_dataset(self._path, engine=self._engine, **OPEN_OPTIONS)

@@ -112,7 +112,7 @@ def _open(path: Path) -> Iterator[Any]:
     pyarrow = tool("pyarrow", extra="parquet")
     try:
         # Pages are read as they are needed, not whole columns of a row group.
-        with parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
+        with parquet.ParquetFile(path, buffer_size=2**16, pre_buffer=False) as file:
             yield file
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: cannot be read further: {error}") from error
@@ -122,7 +122,8 @@ def _rows_at_a_time(metadata: Any) -> int:
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     size_bytes = sum(group.total_byte_size for group in groups)
     row_bytes = max(1, size_bytes // max(1, metadata.num_rows))
-    return int(min(_ROWS_MAX, max(1, BLOCK_BYTES // 4 // row_bytes)))
+    # A row has its batch in three forms at once: pages, Arrow's array, and ours.
+    return int(min(_ROWS_MAX, max(1, BLOCK_BYTES // 8 // row_bytes)))
 
 
 def _columns(schema: Any, windows: Windows) -> list[_Column]:

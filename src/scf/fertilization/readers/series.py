@@ -19,7 +19,7 @@ from scf.vault.fields import Array
 from scf.vault.quarantine import Rejection
 
 # All blocks that are held at a time, together. A 64x64 float32 record has 16 KiB.
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 8 * 2**20
 # What a library raises on a damaged chunk: h5py OSError and RuntimeError, codecs the other two.
 READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError)
 # A parameter is a number, a text or a short list; what is longer belongs in a field.
@@ -281,12 +281,12 @@ class _Blocks:
 
     def __init__(self, series: Series, num_steps: int, budget_bytes: int) -> None:
         fit = max(1, budget_bytes // max(1, series.step_bytes))
-        chunk = max(1, series.chunk_steps)
+        self._chunk = max(1, series.chunk_steps)
         self.series = series
         self._num_steps = num_steps
-        # Where a chunk is larger than the budget it is decompressed more than once.
-        self._align = chunk if fit >= chunk else 1
-        self._steps = fit - fit % self._align
+        # Up to twice the budget for one whole chunk; a larger one is decompressed once a part.
+        self._takes_chunks = self._chunk <= 2 * fit
+        self._steps = max(self._chunk, fit - fit % self._chunk) if self._takes_chunks else fit
         self._first, self._block = 0, np.empty((0,))
 
     def window(self, start: int, stop: int) -> Array:
@@ -297,8 +297,13 @@ class _Blocks:
 
     def _load(self, start: int, stop: int) -> None:
         self._block = np.empty((0,))  # let go of the old one first
-        first = start - start % self._align
-        last = min(self._num_steps, max(stop, first + self._steps))
+        if self._takes_chunks:
+            first = start - start % self._chunk
+            last = first + self._steps
+        else:
+            first = start
+            last = min(start + self._steps, start - start % self._chunk + self._chunk)
+        last = min(self._num_steps, max(stop, last))
         try:
             self._block, self._first = self.series.read(first, last), first
         except READ_ERRORS:

@@ -71,8 +71,8 @@ class ZarrReader:
         return not any((path.parent.parent / name).is_file() for name in _BEGINNINGS)
 
     def read(self, origin: Origin) -> Iterator[Record]:
-        with _open(origin.path) as dataset:
-            gridded = Gridded.of(dataset, self.windows, name=origin.name)
+        with _open(origin.path) as current:
+            gridded = Gridded.of(current, self.windows, name=origin.name)
             yield from records(
                 gridded.trajectories(origin.name),
                 self.windows,
@@ -83,12 +83,12 @@ class ZarrReader:
 
     def describe(self, path: Path) -> Description:
         """What `read` would yield."""
-        with _open(path) as dataset:
-            return description("Zarr", Gridded.of(dataset, self.windows, name=path.name))
+        with _open(path) as current:
+            return description("Zarr", Gridded.of(current, self.windows, name=path.name))
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[Callable[[], Any]]:
     xarray = tool("xarray", extra="netcdf")
     zarr = tool("zarr", extra="netcdf")
     folder = path if path.is_dir() else path.parent
@@ -109,7 +109,8 @@ def _open(path: Path) -> Iterator[Any]:
             dataset = xarray.open_dataset(
                 store, engine="zarr", consolidated=is_consolidated, **OPEN_OPTIONS
             )
-            yield stack.enter_context(dataset)
+            stack.enter_context(dataset)
+            yield lambda: dataset
     except (
         OSError,
         RuntimeError,
