@@ -48,7 +48,7 @@ class TrainingSettings:
     preset: str = "base"
     max_seconds: float = 75.0
     max_steps: int = 200_000
-    batch_size: int = 64
+    batch_size: int = 128
     device: str = "auto"
     seed: int = 0
     held_out_fraction: float = 0.15

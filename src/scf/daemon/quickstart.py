@@ -38,7 +38,7 @@ Talk = Callable[[str], None]
 VERIFY_TIMEOUT_S = 120.0
 # Steps after which the held-out loss of these records has settled (docs/LOG.md), and a limit for
 # machines that would take very long over them.
-STEPS = 4000
+STEPS = 2500
 SECONDS_MAX = 150.0
 REPORT_NAME = "report.md"
 

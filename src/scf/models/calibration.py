@@ -26,7 +26,6 @@ from torch import Tensor
 from scf.models.energy_model import EnergyModel
 from scf.models.samplers import MalaState, mala_step
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: P particles, D modelled numbers, K given numbers, L noise levels.
 
 _GROUPS = 4

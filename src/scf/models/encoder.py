@@ -24,7 +24,6 @@ from scf.models.frame import Frame, LinearGaussian
 from scf.models.physics import PhysicsConstraint
 from scf.models.record import FieldLayout, RecordLayout
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J features of a site,
 # I inputs of the network, R residuals.
 

@@ -28,7 +28,6 @@ from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.physics import PhysicsConstraint, constraints_for
 from scf.models.record import RecordLayout
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J site features, L noise
 # levels.
 

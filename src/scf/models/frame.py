@@ -10,8 +10,6 @@ cross-validated (Bartz 2016, arXiv 1611.00798): with D = 192 numbers and 900 rec
 covariance is far too sure of its small eigenvalues.
 """
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

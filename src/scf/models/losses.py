@@ -13,7 +13,6 @@ from torch import Tensor
 from scf.models.energy_model import EnergyModel
 from scf.models.noise import loss_weight
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: B minibatch, D modelled numbers, K given numbers.
 
 

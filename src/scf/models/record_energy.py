@@ -25,7 +25,6 @@ from scf.models.noise import NoiseRange
 from scf.models.record import Floats, RecordLayout
 from scf.models.samplers import heun, mala
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: N records, D modelled numbers, K given numbers.
 
 # Records evaluated at once: bounds the memory, not the result.

@@ -18,7 +18,6 @@ from torch import Tensor
 from scf.models.energy_model import EnergyModel
 from scf.models.noise import NoiseRange
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: B records, D modelled numbers, K given numbers.
 
 

@@ -18,7 +18,6 @@ from scf.models.frame import FOSSILS_MIN, Frame, LinearGaussian, Moments, TooFew
 from scf.models.record import Floats, RecordLayout
 from scf.training.train_config import TrainConfig
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: N fossils, B minibatch, D modelled numbers, K given numbers.
 
 # Given numbers kept in the checkpoint for sampling: enough to look like the data, few enough to

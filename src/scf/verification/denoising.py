@@ -16,7 +16,6 @@ from torch import Tensor
 from scf.models.record import Floats
 from scf.models.record_energy import RecordEnergy
 
-# ruff: noqa: N815 - attributes carry shape letters, as arguments do (STYLE section 2).
 # Shapes: N fossils, D modelled numbers, K given numbers, L noise levels of a fossil.
 
 LEVELS = 16
