@@ -54,11 +54,37 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if version > len(migrations):
-        raise OperatorError(
-            f"{path} has schema version {version}, this scf knows {len(migrations)}",
-            remedy="Run the scf that wrote it, or a newer one.",
-        )
-    for number, script in enumerate(migrations[version:], start=version + 1):
-        connection.executescript(f"BEGIN;\n{script}\n;PRAGMA user_version = {number};\nCOMMIT;")
+    if _version(connection) == len(migrations):
+        return
+    # Read again under the write lock: of two processes that open a new database, one migrates.
+    with transaction(connection):
+        version = _version(connection)
+        if version > len(migrations):
+            raise OperatorError(
+                f"{path} has schema version {version}, this scf knows {len(migrations)}",
+                remedy="Run the scf that wrote it, or a newer one.",
+            )
+        for script in migrations[version:]:
+            for statement in _statements(script):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script; `executescript` would commit before it begins."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part
+        if not statement.strip():
+            statement = ""
+        elif sqlite3.complete_statement(f"{statement};"):
+            yield statement
+            statement = ""
+        else:  # a semicolon inside a trigger or a text
+            statement += ";"
+    if statement.strip():
+        raise ValueError(f"unfinished SQL in a migration: {statement.strip()[:80]!r}")
