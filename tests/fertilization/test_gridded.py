@@ -248,3 +248,25 @@ def test_a_damaged_zip_is_not_a_store(tmp_path: Path) -> None:
         archive.writestr("readme", "no store")
 
     assert reader_for(tmp_path / "a.zip") is None
+
+
+@pytest.mark.parametrize("kind", ["netcdf3", "netcdf4"])
+def test_any_flipped_byte_is_an_answer_never_a_crash(tmp_path: Path, kind: str) -> None:
+    path = write(weather(), tmp_path / "a.nc", kind)
+    data = path.read_bytes()
+    for at in np.random.default_rng(0).integers(8, len(data), 60):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        try:
+            read(path, NetcdfReader())
+        except InputError:
+            continue
+
+
+def test_a_netcdf_file_that_leads_out_of_itself_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="extra [netcdf]")
+    path = write(weather(), tmp_path / "a.nc", "netcdf4")
+    with h5py.File(path, "a") as file:
+        file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+    with pytest.raises(InputError, match="another file"):
+        read(path, NetcdfReader())

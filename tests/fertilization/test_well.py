@@ -302,6 +302,14 @@ def test_nothing_outside_the_file_is_followed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="another file"):
         read(tmp_path / "a.h5")
 
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["t0_fields/pressure"]
+        file["elsewhere"] = h5py.ExternalLink("other.h5", "/t0_fields")
+        file["t0_fields/pressure"] = h5py.SoftLink("/elsewhere/pressure")
+
+    with pytest.raises(InputError, match="another file"):
+        read(tmp_path / "a.h5")
+
 
 def test_nan_is_left_to_the_validator(tmp_path: Path) -> None:
     """It refuses the one record that has it, and says which number."""

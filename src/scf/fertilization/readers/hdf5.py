@@ -26,6 +26,7 @@ from scf.fertilization.readers.hdf5_file import (
     LayoutInvalid,
     check_inside,
     is_hdf5,
+    members,
     open_hdf5,
     series_of,
     unit_of,
@@ -95,12 +96,12 @@ def _has_quantities(file: Any) -> bool:
     """Whether there is an array that is more than bytes, or bytes with a unit."""
     h5py = tool("h5py", extra="hdf5")
 
-    def is_quantity(_: str, item: Any) -> bool | None:
-        if not isinstance(item, h5py.Dataset) or not item.shape:
-            return None
-        return True if item.dtype.kind != "u" or item.dtype.itemsize > 1 or unit_of(item) else None
-
-    return bool(file.visititems(is_quantity))
+    for _, item in members(file):
+        if isinstance(item, h5py.Dataset) and item.shape:
+            is_bytes = item.dtype.kind == "u" and item.dtype.itemsize == 1
+            if not is_bytes or unit_of(item):
+                return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,13 @@ def _contents(
     left_out: list[str] = []
     labels = None
 
-    def visit(name: str, item: Any) -> None:
-        nonlocal labels
+    for name, item in members(file):
         if not isinstance(item, h5py.Dataset):
-            return
+            continue
         check_inside(item)
         is_text = h5py.check_string_dtype(item.dtype) is not None
         if item.shape is None:  # an empty dataset, which has a type and no value
-            return
+            continue
         if name == _FAMILY and item.shape and (is_text or item.dtype.kind in "iu"):
             labels = item
         elif not item.shape and (is_text or is_number(item.dtype)):
@@ -177,9 +177,6 @@ def _contents(
             left_out.append(name)
         elif item.shape:
             columns.update(_columns(name, item, windows))
-
-    # Visits what lies in this file under its own name; links elsewhere are not followed.
-    file.visititems(visit)
     return columns, scalars, labels, left_out
 
 

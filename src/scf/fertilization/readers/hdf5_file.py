@@ -75,7 +75,10 @@ def child(group: Any, name: str) -> Any:
         raise LayoutInvalid(f"{group.name!r} has no member {name!r}")
     if isinstance(link, h5py.ExternalLink):
         raise LayoutInvalid(f"{name!r} in {group.name!r} lies in another file: {link.filename!r}")
-    return group[name]
+    item = group[name]
+    if item.file.filename != group.file.filename:  # through a soft link and then an external one
+        raise LayoutInvalid(f"{name!r} in {group.name!r} lies in another file")
+    return item
 
 
 def check_inside(dataset: Any) -> None:
@@ -84,17 +87,32 @@ def check_inside(dataset: Any) -> None:
         raise LayoutInvalid(f"the numbers of {dataset.name!r} lie in other files")
 
 
+def members(file: Any) -> Iterator[tuple[str, Any]]:
+    """Every group and dataset that lies in the file, once, by its path; no link out is followed.
+
+    Raises:
+        LayoutInvalid: A name is not text.
+    """
+    paths: list[str] = []
+    # Only names are taken while HDF5 walks: an error in its callback leaves h5py in disorder.
+    file.visit(paths.append)
+    for path in paths:
+        if not isinstance(path, str):
+            raise LayoutInvalid(f"the name {path!r} is not text")
+        yield path, file[path]
+
+
 def check_self_contained(file: Any) -> None:
     """Raises LayoutInvalid for a file with any link or dataset that leads out of it."""
     h5py = tool("h5py", extra="hdf5")
-
-    def visit(name: str, link: Any) -> None:
-        if isinstance(link, h5py.ExternalLink):
-            raise LayoutInvalid(f"{name!r} lies in another file: {link.filename!r}")
-        if isinstance(link, h5py.HardLink) and isinstance(item := file[name], h5py.Dataset):
+    for path, item in (("/", file), *members(file)):
+        if isinstance(item, h5py.Dataset):
             check_inside(item)
-
-    file.visititems_links(visit)
+        elif isinstance(item, h5py.Group):
+            for name in item:
+                link = item.get(name, getlink=True)
+                if isinstance(link, h5py.ExternalLink):
+                    raise LayoutInvalid(f"{name!r} in {path!r} lies in another file")
 
 
 def numbers(group: Any, name: str) -> Any:
@@ -103,9 +121,10 @@ def numbers(group: Any, name: str) -> Any:
     Raises:
         LayoutInvalid: It is not there, is no dataset of numbers, or lies in another file.
     """
+    h5py = tool("h5py", extra="hdf5")
     dataset = child(group, name)
-    if not hasattr(dataset, "dtype"):
-        raise LayoutInvalid(f"{dataset.name!r} is a group, not a dataset")
+    if not isinstance(dataset, h5py.Dataset):
+        raise LayoutInvalid(f"{dataset.name!r} is not a dataset")
     check_inside(dataset)
     if not is_number(dataset.dtype):
         raise LayoutInvalid(f"{dataset.name!r} holds {dataset.dtype} values, not numbers")

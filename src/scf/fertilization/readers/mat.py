@@ -25,6 +25,7 @@ from scf.fertilization.readers.base import HEAD_BYTES, Origin, Record
 from scf.fertilization.readers.describe import Description
 from scf.fertilization.readers.hdf5_file import (
     check_inside,
+    child,
     is_hdf5,
     open_hdf5,
     unit_of,
@@ -161,15 +162,17 @@ def _of_hdf5(file: Any) -> _Variables:
     arrays: dict[str, tuple[int, Series]] = {}
     scalars: dict[str, Any] = {}
     strange: dict[str, str] = {}
-    for name, item in file.items():
-        if name.startswith("#"):  # where MATLAB keeps the contents of cells and objects
+    h5py = tool("h5py", extra="hdf5")
+    for name in file:
+        if str(name).startswith("#"):  # where MATLAB keeps the contents of cells and objects
             continue
+        item = child(file, name)
         kind = plain(item.attrs.get("MATLAB_class", b"")) or "group"
-        if kind == "char" and hasattr(item, "dtype") and not item.attrs.get("MATLAB_empty"):
+        if kind == "char" and isinstance(item, h5py.Dataset) and not item.attrs.get("MATLAB_empty"):
             check_inside(item)
             codes = np.asarray(item[...]).T.ravel()[:_TEXT_MAX]
             scalars[name] = "".join(chr(code) for code in codes)
-        elif kind not in {*_CLASSES, "group"} or not hasattr(item, "dtype"):
+        elif kind not in {*_CLASSES, "group"} or not isinstance(item, h5py.Dataset):
             strange[name] = str(kind)
         elif not is_number(item.dtype):
             strange[name] = str(item.dtype)

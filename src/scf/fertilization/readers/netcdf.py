@@ -80,7 +80,7 @@ def description(layout: str, gridded: Gridded) -> Description:
 
 def _is_netcdf4(file: Any) -> bool:
     return "_NCProperties" in file.attrs or any(
-        "_Netcdf4Dimid" in item.attrs for item in file.values()
+        item is not None and "_Netcdf4Dimid" in item.attrs for item in file.values()
     )
 
 

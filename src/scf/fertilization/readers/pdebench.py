@@ -138,7 +138,7 @@ def _layout_of(file: Any) -> _Stacked | list[str] | None:
         return _Stacked("compressible flow", moving, (), "t-coordinate")
     if {"velocity", "particles", "force", "t"} <= set(file):
         return _Stacked("incompressible flow", ("velocity", "particles"), ("force",), "t")
-    names = [name for name in file if _SIMULATION.fullmatch(name)]
+    names = [name for name in file if isinstance(name, str) and _SIMULATION.fullmatch(name)]
     if names and "data" in file[names[0]] and "grid" in file[names[0]]:
         return names
     return None
