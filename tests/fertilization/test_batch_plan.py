@@ -102,12 +102,12 @@ def test_a_child_holds_out_what_its_parent_did(vault: Vault, tmp_path) -> None:
 
 
 def test_excluded_fossils_leave_the_plan(vault: Vault, tmp_path) -> None:
-    filled(vault, tmp_path, 10)
+    filled(vault, tmp_path, 70)
     gone = fossil(4).cid
 
     plan = make_plan(vault, seed=0, excluded=[gone, fossil(77).cid])
 
-    assert plan.fossils == 9
+    assert plan.fossils == 69
     assert plan.excluded == (gone,)
     assert gone not in [item.cid for item in plan_fossils(plan, vault.folder.path)]
 
@@ -130,14 +130,14 @@ def test_an_empty_vault_has_no_plan(vault: Vault) -> None:
     ],
 )
 def test_a_malformed_plan_is_refused(vault: Vault, tmp_path, change) -> None:
-    plan = make_plan(filled(vault, tmp_path, 3), seed=0).to_json()
+    plan = make_plan(filled(vault, tmp_path, 70), seed=0).to_json()
 
     with pytest.raises(PlanInvalid):
         BatchPlan.from_json({**plan, **change})
 
 
 def test_a_plan_cannot_point_outside_the_vault(vault: Vault, tmp_path) -> None:
-    plan = make_plan(filled(vault, tmp_path, 3), seed=0)
+    plan = make_plan(filled(vault, tmp_path, 70), seed=0)
     shard = dataclasses.replace(plan.shards[0], path="../keys/vault.key")
 
     with pytest.raises(PlanInvalid):

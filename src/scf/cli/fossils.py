@@ -73,8 +73,8 @@ def fossil_validate(context: Context, targets: tuple[str, ...], as_json: bool) -
     Exits 1 if any fossil is refused.
     """
     from scf.fertilization.fossil_batcher import read_records
-    from scf.fertilization.fossil_table import Refusal
     from scf.fertilization.fossil_validator import FossilValidator
+    from scf.fertilization.shard_scan import Refusal
 
     validator = FossilValidator()
     refused: list[dict[str, Any]] = []

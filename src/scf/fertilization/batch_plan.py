@@ -7,7 +7,7 @@ Format: docs/formats/batch-plan.md.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,6 +18,7 @@ from scf.core.identity import is_sha256_hex, sha256_hex
 from scf.core.merkle import TreeHasher
 from scf.storage import durable
 from scf.vault.manifest import summary_from_json
+from scf.vault.provenance import FAMILY_BLOCK
 from scf.vault.shard import ShardDamaged, ShardSummary, read_shard
 
 SCHEMA = "scf.plan/1"
@@ -28,6 +29,19 @@ PlanShard = ShardSummary
 _HASH_DIGITS = 16
 _HASH_MAX = 16**_HASH_DIGITS - 1
 _TRIES = 5
+
+
+class NothingHeldOut(InputError):
+    """Too few fossils, too close to each other: any split would train on what it measures."""
+
+    kind = "split"
+
+    def __init__(self, num_fossils: int) -> None:
+        super().__init__(
+            f"the vault's {num_fossils} fossils are one family within one block of {FAMILY_BLOCK} "
+            "neighbours, so nothing can be held out to measure on",
+            remedy="Take more in (`scf ingest PATH`): another family, or more than 64 records.",
+        )
 
 
 class PlanInvalid(InputError):
@@ -47,6 +61,8 @@ class BatchPlan:
         seed: Of the split; the batcher has its own.
         held_out_below: Families whose hash is below these 16 hexadecimal digits are held out.
         excluded: CIDs that are in the shards and not in the plan (retracted), ascending.
+        in_blocks: Families that are split as blocks of 64 neighbours, because all fossils were of
+            one family when they were first planned over; ascending, usually none.
     """
 
     shards: tuple[PlanShard, ...]
@@ -55,19 +71,36 @@ class BatchPlan:
     seed: int
     held_out_below: str
     excluded: tuple[str, ...] = ()
+    in_blocks: tuple[str, ...] = ()
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether shards could hold a fossil twice; a vault never takes one in again."""
+        return sum(shard.count for shard in self.shards) != self.fossils + len(self.excluded)
 
     @property
     def plan_id(self) -> str:
         """SHA-256 of the canonical JSON of the plan."""
         return sha256_hex(canonical_json(self.to_json()))
 
-    def is_held_out(self, family: str) -> bool:
-        """Whether this family is measured on, never trained on."""
-        return family_hash(self.seed, family) < self.held_out_below
+    def unit_of(self, family: str, position: int) -> str:
+        """What is held out or trained on as a whole: the family, or its block of neighbours.
 
-    def split_of(self, family: str) -> str:
-        """`held_out` or `train`."""
-        return HELD_OUT if self.is_held_out(family) else TRAIN
+        Args:
+            family: The fossil's family.
+            position: Its line in its shard, from 0.
+        """
+        if family in self.in_blocks:
+            return f"{family}#{position // FAMILY_BLOCK}"
+        return family
+
+    def is_held_out(self, unit: str) -> bool:
+        """Whether this family (or block) is measured on, never trained on."""
+        return family_hash(self.seed, unit) < self.held_out_below
+
+    def split_of(self, family: str, position: int = 0) -> str:
+        """`held_out` or `train`, for the fossil on line `position` of its shard."""
+        return HELD_OUT if self.is_held_out(self.unit_of(family, position)) else TRAIN
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -79,6 +112,8 @@ class BatchPlan:
             "seed": self.seed,
             "held_out_below": self.held_out_below,
             "excluded": list(self.excluded),
+            # Absent where there are none, so that plans keep the identity that they had.
+            **({"in_blocks": list(self.in_blocks)} if self.in_blocks else {}),
         }
 
     @classmethod
@@ -104,6 +139,7 @@ class BatchPlan:
             seed=_of_type(value, "seed", int),
             held_out_below=below,
             excluded=tuple(map(str, _of_type(value, "excluded", list))),
+            in_blocks=tuple(map(str, _of_type({"in_blocks": [], **value}, "in_blocks", list))),
         )
 
 
@@ -150,6 +186,12 @@ class PlannedVault(Protocol):
     def contains(self, cid: str) -> bool:
         """Whether this fossil is there."""
 
+    def blocks_of(self, family: str) -> list[int]:
+        """The numbers `line // 64` at which fossils of this family stand in their shards."""
+
+    def retracted(self) -> Collection[str]:
+        """CIDs that were taken back."""
+
 
 def make_plan(
     vault: PlannedVault,
@@ -188,7 +230,11 @@ def make_plan(
     if tree.size == 0:
         raise NothingToDo("the vault holds no fossils", remedy="Take some in: `scf ingest PATH`.")
     split_seed = seed if parent is None else parent.seed
-    below = held_out_threshold(families, seed=split_seed, fraction=held_out_fraction)
+    known = parent.in_blocks if parent is not None else ()
+    units, in_blocks = split_units(families, vault.blocks_of, known=known)
+    if len(units) < 2:
+        raise NothingHeldOut(tree.size)
+    below = held_out_threshold(units, seed=split_seed, fraction=held_out_fraction)
     if parent is not None:
         below = max(below, parent.held_out_below)
     return BatchPlan(
@@ -198,7 +244,31 @@ def make_plan(
         seed=split_seed,
         held_out_below=below,
         excluded=tuple(sorted(cid for cid in left_out if vault.contains(cid))),
+        in_blocks=in_blocks,
     )
+
+
+def split_units(
+    families: Iterable[str],
+    blocks_of: Callable[[str], Sequence[int]],
+    *,
+    known: Collection[str] = (),
+) -> tuple[list[str], tuple[str, ...]]:
+    """What a split chooses among, and which families are split as blocks of neighbours.
+
+    Families, as long as there are two; one alone is split into its blocks.
+
+    Args:
+        families: All of them.
+        blocks_of: The numbers of a family's blocks.
+        known: Families that a parent split into blocks, and that stay so.
+    """
+    names = list(families)
+    in_blocks = {name for name in names if name in known} if len(names) != 1 else set(names)
+    units = [name for name in names if name not in in_blocks]
+    for name in in_blocks:
+        units += [f"{name}#{number}" for number in blocks_of(name)]
+    return units, tuple(sorted(in_blocks))
 
 
 def read_plan(path: Path) -> BatchPlan:
@@ -222,8 +292,9 @@ def plan_fossils(plan: BatchPlan, vault_root: Path) -> Iterator[PlanFossil]:
             raise ShardDamaged(path, "the plan names it, but it is missing")
         for fossil in read_shard(path, verify_cid=False):
             if fossil.cid not in left_out:
-                family = fossil.family
-                yield PlanFossil(fossil.cid, fossil.verdict, family, plan.split_of(family))
+                unit = plan.unit_of(fossil.family, fossil.position)
+                split = HELD_OUT if plan.is_held_out(unit) else TRAIN
+                yield PlanFossil(fossil.cid, fossil.verdict, unit, split)
 
 
 def family_hash(seed: int, family: str) -> str:

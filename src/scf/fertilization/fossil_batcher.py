@@ -3,7 +3,8 @@
 The order is a pure function of (fossils, seed, epoch); see `shuffle`. The whole state is a JSON
 value of under 200 bytes; `set_state(get_state())` anywhere gives the same next minibatch, bit for
 bit. With several ranks, each takes its share of every global minibatch: together they see exactly
-what one rank would see. torch is imported only when tensors are asked for.
+what one rank would see. How numbers are read is `windows`' matter and never changes the order.
+torch is imported only when tensors are asked for.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scf.core.errors import InputError, MissingTool, UsageError
+from scf.core.identity import cid_from_digest
 from scf.fertilization.batch_plan import (
     ALL,
     HELD_OUT,
@@ -24,24 +26,28 @@ from scf.fertilization.batch_plan import (
     BatchPlan,
     family_hash,
     held_out_threshold,
+    split_units,
 )
-from scf.fertilization.fossil_table import FossilTable, Refusal, Refusals, TableFile
+from scf.fertilization.fossil_table import FossilTable, block_name
+from scf.fertilization.rows_file import Heads
+from scf.fertilization.shard_cache import ShardCache, SourceFile
+from scf.fertilization.shard_scan import Refusal, Refusals
 from scf.fertilization.shuffle import EpochOrder
+from scf.fertilization.texts import Texts
+from scf.fertilization.windows import ALWAYS, BLOCK, CACHED, Window, loader_for, read_windows
 from scf.storage.ndjson import is_shard_name, read_lines
+from scf.storage.partitions import Folder
 from scf.vault.fields import Array, FieldSpec
 from scf.vault.fossil import Fossil, parse_fossil
-from scf.vault.provenance import file_sha256
-from scf.vault.shard import ShardDamaged
+from scf.vault.provenance import FAMILY_BLOCK
 
 if TYPE_CHECKING:
     import torch
 
 Source = Path | str | Sequence[Path | str]
 MEMORY_BYTES = 512 * 2**20
-_STATE_VERSION = 1
-# Shards whose digest this process has verified: (path, size, mtime) -> digest. The time is a key
-# of this cache, never a proof: another process verifies anew.
-_verified: dict[tuple[Path, int, int], str] = {}
+CACHE_BYTES = 50 * 10**9
+_STATE_VERSION = 2
 
 
 class NoFossils(InputError):
@@ -56,12 +62,13 @@ class StateMismatch(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One rank's part of a global minibatch.
+    """One rank's part of a global minibatch, or a piece of it.
 
     `stop` is the position in the epoch at which the global minibatch ends, `end` the epoch's own.
     """
 
-    rows: npt.NDArray[np.int64]
+    heads: Heads
+    segments: npt.NDArray[np.int64]
     arrays: dict[str, Array]
     stop: int
     end: int
@@ -79,13 +86,20 @@ class FossilBatcher:
         world_size: How many processes share it.
         fields: Names of the fields wanted; all where None.
         window_records: Fossils that are shuffled among each other (and read together).
-        verify: `cached` verifies each shard (or each CID, where no plan promises a digest) once
-            in this process; `always` recomputes the CID at every reading.
+        verify: What is verified beyond the one time when a shard (its digest, where a plan promises
+            one, else every CID) is first read. `cached`: of the shard cache, one block of a
+            hundred in each epoch, always others. `block`: also each block's digest at its first
+            reading in this process. `always`: each block's digest (without cache: each CID) at
+            every reading.
         as_numpy: Yield numpy arrays instead of torch tensors.
         split: `train`, `held_out` or `all`. Default: `train` of a plan, `all` of plain files.
             Plain files are split by the same rule as a plan with this seed.
         vault_root: `fossil_vault`, for plans.
         memory_bytes: Numbers are kept in memory up to this size, and read again beyond it.
+        cache_root: Folder of the shard cache. Default: `system_cache/shards` on the drive of a
+            plan's vault; none for plain files.
+        cache_bytes: Its budget; 0 switches it off. Default: what the drive's budgets say, or 50 GB
+            for a folder that is on no drive of ours.
 
     Attributes:
         specs: Name, type, shape and unit of each field.
@@ -114,18 +128,20 @@ class FossilBatcher:
         split: str | None = None,
         vault_root: Path | str | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        cache_root: Path | str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         if not (0 <= rank < world_size <= batch_size):
             raise UsageError(
                 f"rank {rank} of {world_size} with minibatches of {batch_size}: "
                 "need 0 <= rank < world_size <= batch_size"
             )
-        if verify not in {"cached", "always"}:
-            raise UsageError(f"verify={verify!r}: known are 'cached' and 'always'")
+        if verify not in {CACHED, BLOCK, ALWAYS}:
+            raise UsageError(f"verify={verify!r}: known are 'cached', 'block' and 'always'")
         if split not in {None, TRAIN, HELD_OUT, ALL}:
             raise UsageError(f"split={split!r}: known are 'train', 'held_out' and 'all'")
-        is_plan = isinstance(source, BatchPlan)
-        self._split = split or (TRAIN if is_plan else ALL)
+        plan = source if isinstance(source, BatchPlan) else None
+        self._split = split or (ALL if plan is None else TRAIN)
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._window_records = window_records
@@ -133,30 +149,39 @@ class FossilBatcher:
         if isinstance(source, BatchPlan):
             files = _plan_files(source, vault_root)
         else:
-            files = [TableFile(path) for path in fossil_files(source)]
+            files = [SourceFile(path) for path in fossil_files(source)]
         self._table = FossilTable(
             files,
+            cache=_cache_of(cache_root, cache_bytes, vault_root if plan is not None else None),
             fields=fields,
-            excluded=frozenset(source.excluded) if isinstance(source, BatchPlan) else frozenset(),
+            excluded=frozenset(plan.excluded) if plan is not None else frozenset(),
             memory_bytes=memory_bytes,
-            verify_always=verify == "always",
+            verify_always=verify == ALWAYS,
+            may_repeat=plan is None or plan.may_repeat,
         )
         if len(self._table) == 0:
             raise NoFossils(_nothing_usable(self._table))
-        self._table.select(self._members(source if isinstance(source, BatchPlan) else None))
+        self._blocked: frozenset[str] = frozenset()
+        self._select(plan)
         self.num_fossils = len(self._table)
         if self.num_fossils == 0:
             raise NoFossils(f"no family of the source is in the split {self._split!r}")
-        self._order_digest = self._digest()
+        about = f"{seed}:{window_records}:{self._split}:".encode()
+        self._order_digest = hashlib.sha256(about + self._table.settle()).hexdigest()[:16]
+        self._loader = loader_for(
+            self._table, verify=verify, window_records=window_records, memory_bytes=memory_bytes
+        )
         self._epoch = self._position = 0
 
     @property
     def specs(self) -> tuple[FieldSpec, ...]:
-        return self._table.specs
+        """Name, type, shape and unit of each field."""
+        return self._table.kind.specs
 
     @property
     def condition_fields(self) -> tuple[str, ...]:
-        return self._table.condition_fields
+        """Names of fields that are given, not modelled."""
+        return self._table.kind.condition_fields
 
     @property
     def refused(self) -> int:
@@ -177,18 +202,23 @@ class FossilBatcher:
         return -(-self._end_of_epoch(0) // self._batch_size)
 
     def stream_minibatches(self) -> Iterator[dict[str, Any]]:
-        """The rest of this epoch: field name to tensor [B, *shape], and `_cid`, `_family` lists.
+        """The rest of this epoch: field name to tensor [B, *shape]; `_cid` and `_family` texts.
 
         When an epoch is through, the next call gives the next epoch, in another order. Tensors
         share memory with fresh numpy arrays: nothing is copied, and writing into them is harmless.
+        The texts are sequences whose strings are made when they are looked at.
+
+        Raises:
+            ShardDamaged: A file changed, vanished or cannot be read any more.
+            DriveError: The drive was pulled. The state is that of the last minibatch.
         """
         convert = _identity if self._as_numpy else _to_torch()
         epoch = self._epoch
         for part in self._parts(epoch, self._position):
             self._move_to(epoch, part.stop, part.end)
             minibatch: dict[str, Any] = {name: convert(a) for name, a in part.arrays.items()}
-            minibatch["_cid"] = self._table.cids(part.rows)
-            minibatch["_family"] = self._table.family_of(part.rows)
+            minibatch["_cid"] = self._cids(part)
+            minibatch["_family"] = self._families(part)
             yield minibatch
 
     def iterate_fossils(self, shuffle: bool = True) -> Iterator[dict[str, Any]]:
@@ -200,7 +230,7 @@ class FossilBatcher:
         """
         epoch = self._epoch
         for part in self._parts(epoch, self._position if shuffle else 0, shuffle=shuffle):
-            cids, families = self._table.cids(part.rows), self._table.family_of(part.rows)
+            cids, families = self._cids(part), self._families(part)
             for at, cid in enumerate(cids):
                 left = len(cids) - 1 - at
                 if shuffle and (self._world_size == 1 or left == 0):
@@ -237,7 +267,7 @@ class FossilBatcher:
 
     def close(self) -> None:
         """Close the files."""
-        self._table.close()
+        self._loader.close()
 
     def _move_to(self, epoch: int, position: int, end: int) -> None:
         """The next minibatch begins here; at the end of an epoch, it is the first of the next."""
@@ -261,47 +291,71 @@ class FossilBatcher:
             window_records=self._window_records,
             shuffle=shuffle,
         )
-        # What is read and not yet yielded: rows of the table, their positions in the epoch (only
-        # ours, ascending), and their arrays.
-        rows = positions = np.empty(0, np.int64)
-        arrays: dict[str, Array] = {}
-        first = begin  # of the next global minibatch
-        for window in range(order.window_at(begin), order.num_windows):
-            records = order.window(window)
-            start = order.window_start(window)
-            at = np.arange(start, start + len(records), dtype=np.int64)
+
+        def ours(number: int) -> npt.NDArray[np.int64]:
+            at = np.arange(order.window_start(number), order.window_start(number + 1))
             is_ours = (at >= begin) & (at < end)
             is_ours &= (at - begin) % size % self._world_size == self._rank
-            arrays = _joined(arrays, self._table.gather(records[is_ours]))
-            rows = np.concatenate([rows, records[is_ours]])
-            positions = np.concatenate([positions, at[is_ours]])
+            return np.asarray(at[is_ours], np.int64)
+
+        def rows(number: int) -> npt.NDArray[np.int64]:
+            records = order.window(number)
+            return self._table.rows_at(records[ours(number) - order.window_start(number)])
+
+        numbers = range(order.window_at(begin), order.num_windows)
+        first = begin  # of the next global minibatch
+        waiting: _Part | None = None  # what is read of it
+        windows = read_windows(self._loader, rows, numbers, epoch)
+        for number, window in zip(numbers, windows, strict=True):
+            positions = ours(number)
+            window_end = order.window_start(number + 1)
             done = 0
-            while first < end and (stop := min(first + size, end)) <= start + len(records):
+            while first < end and (stop := min(first + size, end)) <= window_end:
                 until = int(np.searchsorted(positions, stop))
-                part = {name: array[done:until] for name, array in arrays.items()}
-                yield _Part(rows[done:until], part, stop, end)
-                first, done = stop, until
-            rows, positions = rows[done:], positions[done:]
-            arrays = {name: array[done:] for name, array in arrays.items()}
+                yield _joined(waiting, _piece(window, done, until, stop, end))
+                first, done, waiting = stop, until, None
+            if done < len(positions):
+                rest = _piece(window, done, len(positions), first + size, end)
+                waiting = _joined(waiting, rest)
 
-    def _members(self, plan: BatchPlan | None) -> npt.NDArray[np.bool_]:
-        """Which rows of the table are on our side of the split."""
-        names = self._table.family_names
-        if self._split == ALL:
-            return np.ones(len(self._table), bool)
-        if plan is None:
-            used = [names[number] for number in np.unique(self._table.families)]
-            below = held_out_threshold(used, seed=self._seed, fraction=HELD_OUT_FRACTION)
-            is_held_out = [family_hash(self._seed, name) < below for name in names]
+    def _cids(self, part: _Part) -> Texts:
+        digests = part.heads["digest"]
+        return Texts(len(digests), lambda: [cid_from_digest(d.tobytes()) for d in digests])
+
+    def _families(self, part: _Part) -> Texts:
+        return Texts(len(part.heads), lambda: self._family_names(part))
+
+    def _family_names(self, part: _Part) -> list[str]:
+        segments = self._table.segments
+        numbers, positions = part.heads["family"].tolist(), part.heads["position"].tolist()
+        names = [
+            segments[s].family_names[n]
+            for s, n in zip(part.segments.tolist(), numbers, strict=True)
+        ]
+        if self._blocked:
+            names = [
+                block_name(name, at // FAMILY_BLOCK) if name in self._blocked else name
+                for name, at in zip(names, positions, strict=True)
+            ]
+        return names
+
+    def _select(self, plan: BatchPlan | None) -> None:
+        """Keep the fossils of our side of the split."""
+        if plan is not None:
+            below, seed, self._blocked = plan.held_out_below, plan.seed, frozenset(plan.in_blocks)
+        elif self._split == ALL:
+            return
         else:
-            is_held_out = [plan.is_held_out(name) for name in names]
-        held_out: npt.NDArray[np.bool_] = np.array(is_held_out, bool)[self._table.families]
-        return held_out if self._split == HELD_OUT else ~held_out
-
-    def _digest(self) -> str:
-        """What the order depends on, in 16 digits."""
-        about = f"{self._seed}:{self._window_records}:{self._split}:".encode()
-        return hashlib.sha256(about + self._table.digests.tobytes()).hexdigest()[:16]
+            seed = self._seed
+            units, in_blocks = split_units(self._table.family_counts(), self._table.blocks_of)
+            self._blocked = frozenset(in_blocks)
+            below = held_out_threshold(units, seed=seed, fraction=HELD_OUT_FRACTION)
+        if self._split != ALL:
+            wants_held_out = self._split == HELD_OUT
+            self._table.select(
+                lambda family: (family_hash(seed, family) < below) == wants_held_out,
+                in_blocks=self._blocked,
+            )
 
 
 def read_records(
@@ -353,30 +407,44 @@ def fossil_files(source: Source) -> list[Path]:
     return [path]
 
 
-def _plan_files(plan: BatchPlan, vault_root: Path | str | None) -> list[TableFile]:
-    """The shards of a plan, each one's digest verified once in this process."""
+def _plan_files(plan: BatchPlan, vault_root: Path | str | None) -> list[SourceFile]:
     if vault_root is None:
         raise UsageError("a plan needs vault_root: where its shards lie")
-    files = []
-    for shard in plan.shards:
-        path = Path(vault_root) / shard.path
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise ShardDamaged(path, f"the plan names it: {error.strerror}") from error
-        key = (path.resolve(), stat.st_size, stat.st_mtime_ns)
-        digest = _verified.get(key) or file_sha256(path)
-        if digest != shard.sha256:
-            raise ShardDamaged(path, f"digest {digest}, the plan promises {shard.sha256}")
-        _verified[key] = digest
-        files.append(TableFile(path, is_verified=True))
-    return files
+    return [SourceFile(Path(vault_root) / shard.path, shard.sha256) for shard in plan.shards]
 
 
-def _joined(old: dict[str, Array], new: dict[str, Array]) -> dict[str, Array]:
-    if not old or not len(next(iter(old.values()))):
-        return new
-    return {name: np.concatenate([old[name], new[name]]) for name in new}
+def _cache_of(
+    root: Path | str | None, budget_bytes: int | None, vault_root: Path | str | None
+) -> ShardCache | None:
+    if budget_bytes == 0:
+        return None
+    if root is not None:
+        folder = Folder.at(Path(root))
+        return ShardCache(folder, budget_bytes=budget_bytes or CACHE_BYTES)
+    cache = ShardCache.beside(Path(vault_root)) if vault_root is not None else None
+    if cache is not None and budget_bytes is not None:
+        cache.budget_bytes = budget_bytes
+    return cache
+
+
+def _piece(window: Window, low: int, high: int, stop: int, end: int) -> _Part:
+    arrays = window.gather(low, high)
+    return _Part(window.heads[low:high], window.segments[low:high], arrays, stop, end)
+
+
+def _joined(first: _Part | None, second: _Part) -> _Part:
+    if first is None:
+        return second
+    return _Part(
+        np.concatenate([first.heads, second.heads]),
+        np.concatenate([first.segments, second.segments]),
+        {
+            name: np.concatenate([first.arrays[name], array])
+            for name, array in second.arrays.items()
+        },
+        second.stop,
+        second.end,
+    )
 
 
 def _identity(array: Array) -> Array:

@@ -1,321 +1,347 @@
-"""All usable fossils of some files, as columns: what the batcher gathers minibatches from.
+"""All usable fossils of some files as one sequence of rows, on one side of a split.
 
-Building it reads every file once. Each line is parsed and, unless its shard's digest was verified,
-its CID recomputed; what is not usable is counted, never yielded. The fossils of a table have the
-same fields: where files mix several kinds, the most frequent kind is taken and the rest is refused.
+Files are looked up in the shard cache or, without one, indexed by one reading. The fossils of a
+table have the same fields: where files mix several kinds, the most frequent kind is taken and the
+rest is refused. Rows keep the stored order: files as given, kinds of a file one after another,
+fossils as they stand.
 
-While the numbers fit into `memory_bytes` they stay in memory; beyond that, only the places of the
-lines do (about 60 bytes a fossil), and `gather` reads them again in the order of the disk.
+What is held in memory does not grow with the numbers: an offset and a digest for 64 fossils, 24
+bytes for each run of neighbours on our side of the split, and for streamed files 60 bytes a fossil.
 """
 
-import shutil
-import tempfile
-import weakref
-from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, cast
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scf.core.errors import InputError
-from scf.core.identity import cid_from_digest
-from scf.storage.ndjson import open_text, read_lines
-from scf.vault.fields import Array, FieldInvalid, FieldSpec
-from scf.vault.fossil import PASS, Fossil, parse_fossil
+from scf.core.identity import cid_digest
+from scf.fertilization.rows_file import GROUP_ROWS, Names, RowsFile
+from scf.fertilization.segments import CachedSegment, LineIndex, LineSegment, Segment
+from scf.fertilization.shard_cache import ShardCache, SourceFile
+from scf.fertilization.shard_scan import (
+    FossilKind,
+    Refusal,
+    Refusals,
+    check_promise,
+    kind_of,
+    scan,
+)
+from scf.vault.fields import Array
+from scf.vault.provenance import FAMILY_BLOCK
 from scf.vault.shard import ShardDamaged
 
-_REFUSALS_KEPT = 100
-_LINE_MAX_BYTES = 2**30
-# Files kept open at a time; a process may usually have 1,024, and others need some.
-_OPEN_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A line that is not used: where, and why."""
-
-    path: Path
-    line: int
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TableFile:
-    """A file of fossils.
-
-    Attributes:
-        path: Where it is.
-        is_verified: Its digest was compared with a promise, so CIDs need not be recomputed.
-    """
-
-    path: Path
-    is_verified: bool = False
+Rows = npt.NDArray[np.int64]
+# Which of some families are on our side, and which are split into blocks of neighbours.
+Membership = Callable[[str], bool]
 
 
 @dataclass
-class Refusals:
-    """What was refused: all counted, the first hundred kept."""
+class _File:
+    """A file, as cached rows or as indexed lines."""
 
-    count: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    first: list[Refusal] = field(default_factory=list)
+    source: SourceFile
+    rows: RowsFile | None = None
+    indices: tuple[LineIndex, ...] = ()
+    names: Names | None = None
+    stat: tuple[int, int] = (0, 0)
 
-    def add(self, refusal: Refusal, *, times: int = 1) -> None:
-        """Count a refusal."""
-        self.count += times
-        self.kinds[refusal.kind] += times
-        if len(self.first) < _REFUSALS_KEPT:
-            self.first.append(refusal)
-
-
-@dataclass
-class _Kind:
-    """The fossils that share fields and condition fields, while files are being read."""
-
-    specs: tuple[FieldSpec, ...]
-    condition_fields: tuple[str, ...]
-    places: "array[int]" = field(default_factory=lambda: array("q"))  # file, offset, length, ...
-    digests: bytearray = field(default_factory=bytearray)
-    families: "array[int]" = field(default_factory=lambda: array("i"))
-    columns: dict[str, bytearray] | None = None
-    first: tuple[Path, int] = (Path(), 0)
-
-    @property
-    def count(self) -> int:
-        return len(self.families)
+    def kinds(self) -> list[tuple[FossilKind, int, int]]:
+        """Each kind with its number of fossils and its first line."""
+        if self.rows is not None:
+            return [(k.kind, k.count, k.first_line) for k in self.rows.kinds]
+        return [(i.kind, i.count, i.first_line) for i in self.indices]
 
 
 class FossilTable:
-    """Fossils by their place in the stored order.
+    """Fossils by their row.
+
+    Args:
+        files: In the stored order.
+        cache: Where rows are kept; None to index the files instead.
+        fields: Names of the fields wanted; all where None.
+        excluded: CIDs that are left out.
+        memory_bytes: Numbers of files that are not cached are kept up to this size.
+        verify_always: Recompute CIDs at each reading of a line.
+        may_repeat: Look for fossils that occur twice; the first is used.
 
     Attributes:
-        specs: Name, type, shape and unit of each field.
-        condition_fields: Names of fields that are given, not modelled.
-        digests: (N, 32) bytes: what the CIDs hold.
-        families: (N,) index into `family_names`.
-        family_names: Every family once.
-        refusals: What was not used.
+        kind: What the fossils are.
+        segments: Where they are.
+        refusals: What is not used.
     """
 
     def __init__(
         self,
-        files: Sequence[TableFile],
+        files: Sequence[SourceFile],
         *,
+        cache: ShardCache | None = None,
         fields: Iterable[str] | None = None,
         excluded: frozenset[str] = frozenset(),
         memory_bytes: int,
         verify_always: bool = False,
+        may_repeat: bool = True,
     ) -> None:
-        self._files = files
         self._wanted = None if fields is None else frozenset(fields)
         self._verify_always = verify_always
         self._memory_left = memory_bytes
-        self._stats: list[tuple[int, int]] = []
-        self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
-        weakref.finalize(self, _close_all, self._opened)
-        self.digests: npt.NDArray[np.uint8]
-        self.families: npt.NDArray[np.int32]
-        self._places: npt.NDArray[np.int64]
-        self._columns: dict[str, Array] | None = None
         self.refusals = Refusals()
-        self.family_names: list[str] = []
-        self._family_ids: dict[str, int] = {}
-        kinds: dict[tuple[object, ...], _Kind] = {}
-        for number, file in enumerate(files):
-            self._read_file(number, file, kinds, excluded)
-        self._adopt(self._most_frequent(kinds))
+        opened: list[_File] = []
+        for source in files:
+            keep = [cache.path_of(file) for file in files] if cache is not None else []
+            rows = cache.open(source, keep=keep) if cache is not None else None
+            opened.append(_File(source, rows) if rows is not None else self._index(source))
+            if rows is not None:
+                self.refusals.merge(rows.refusals)
+        self.kind = self._most_frequent(opened)
+        self.segments = self._segments(opened)
+        counts = [segment.count for segment in self.segments]
+        groups = [-(-count // GROUP_ROWS) for count in counts]
+        self.first_rows = np.cumsum([0, *counts], dtype=np.int64)
+        self.first_groups = np.cumsum([0, *groups], dtype=np.int64)
+        self._keep = np.ones(sum(counts), bool)
+        if may_repeat:
+            self._drop_repeats()
+        self._drop_excluded(excluded)
+        self._set_runs()
 
     def __len__(self) -> int:
-        return len(self.families)
+        return int(self._run_ends[-1]) if len(self._run_ends) else 0
 
-    def cids(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """The CIDs of these rows."""
-        return [cid_from_digest(digest.tobytes()) for digest in self.digests[rows]]
+    @property
+    def num_groups(self) -> int:
+        """Groups of all segments."""
+        return int(self.first_groups[-1])
 
-    def family_of(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """The families of these rows."""
-        return [self.family_names[number] for number in self.families[rows]]
+    def rows_at(self, places: Rows) -> Rows:
+        """The rows at these places among the selected ones."""
+        run = np.searchsorted(self._run_ends, places, side="right")
+        result: Rows = self._run_rows[run] + (places - self._run_starts[run])
+        return result
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> None:
-        """Keep only these rows."""
-        rows = np.flatnonzero(keep)
-        self.digests, self.families = self.digests[rows], self.families[rows]
-        self._places = self._places[rows]
-        if self._columns is not None:
-            self._columns = {name: column[rows] for name, column in self._columns.items()}
+    def segment_of(self, rows: Rows) -> Rows:
+        """The number of the segment of each row."""
+        result: Rows = np.searchsorted(self.first_rows, rows, side="right") - 1
+        return result
 
-    def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Array]:
-        """Fresh arrays [len(rows), *shape] of these rows.
+    def group_of(self, rows: Rows, segments: Rows) -> Rows:
+        """The number of the group of each row, counted over all segments."""
+        result: Rows = self.first_groups[segments] + (rows - self.first_rows[segments]) // 64
+        return result
 
-        Raises:
-            ShardDamaged: A file changed, vanished or cannot be read any more.
+    def selected_groups(self) -> Rows:
+        """The groups that hold selected rows, ascending."""
+        found = []
+        for first, start, end in zip(self._run_rows, self._run_starts, self._run_ends, strict=True):
+            ends = np.array([first, first + (end - start) - 1])
+            low, high = self.group_of(ends, self.segment_of(ends)).tolist()
+            found.append(np.arange(low, high + 1))
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    def family_counts(self) -> dict[str, int]:
+        """Each family with its number of selected fossils."""
+        counts: dict[str, int] = {}
+        for number, segment in enumerate(self.segments):
+            mine = self._keep[self.first_rows[number] : self.first_rows[number + 1]]
+            numbers = np.bincount(segment.heads()["family"][mine])
+            for at in np.flatnonzero(numbers).tolist():
+                name = segment.family_names[at]
+                counts[name] = counts.get(name, 0) + int(numbers[at])
+        return counts
+
+    def blocks_of(self, family: str) -> list[int]:
+        """The numbers of the blocks of neighbours that this family's selected fossils are in."""
+        blocks: set[int] = set()
+        for number, segment in enumerate(self.segments):
+            mine = self._keep[self.first_rows[number] : self.first_rows[number + 1]]
+            heads = segment.heads()[mine]
+            wanted = [i for i, name in enumerate(segment.family_names) if name == family]
+            positions = heads["position"][np.isin(heads["family"], wanted)]
+            blocks.update(np.unique(positions // FAMILY_BLOCK).tolist())
+        return sorted(blocks)
+
+    def select(self, is_ours: Membership, *, in_blocks: frozenset[str] = frozenset()) -> None:
+        """Keep only the fossils of some families.
+
+        Args:
+            is_ours: Whether a family (or `FAMILY#BLOCK` of one that is split) is kept.
+            in_blocks: Families that are split into blocks of 64 neighbours in their file.
         """
-        if self._columns is not None:
-            return {name: column[rows] for name, column in self._columns.items()}
-        out = {
-            spec.name: np.empty((len(rows), *spec.shape), spec.numpy_dtype) for spec in self.specs
-        }
-        places = self._places[rows]
-        for at in np.lexsort((places[:, 1], places[:, 0])):  # in the order of the disk
-            arrays = self._read_again(*places[at].tolist()).arrays()
-            for name, column in out.items():
-                column[at] = arrays[name]
-        return out
+        for number, segment in enumerate(self.segments):
+            heads = segment.heads()
+            names = segment.family_names
+            keep = np.array([n not in in_blocks and is_ours(n) for n in names], bool)[
+                heads["family"]
+            ]
+            for at, name in enumerate(names):
+                if name in in_blocks:
+                    rows = np.flatnonzero(heads["family"] == at)
+                    blocks, inverse = np.unique(
+                        heads["position"][rows] // FAMILY_BLOCK, return_inverse=True
+                    )
+                    ours = [is_ours(block_name(name, block)) for block in blocks.tolist()]
+                    keep[rows] = np.array(ours, bool)[inverse]
+            self._keep[self.first_rows[number] : self.first_rows[number + 1]] &= keep
+        self._set_runs()
 
-    def close(self) -> None:
-        """Close the files."""
-        _close_all(self._opened)
+    def settle(self) -> bytes:
+        """End selecting; returns a digest of which fossils stand in which order.
 
-    # Reading everything once
+        It is the same whether files are cached or not.
+        """
+        digest = hashlib.sha256(repr(self.kind).encode())
+        for segment in self.segments:
+            digest.update(segment.heads_digest())
+        digest.update(self._run_rows.tobytes())
+        digest.update(self._run_ends.tobytes())
+        self._keep = np.empty(0, bool)
+        return digest.digest()
 
-    def _read_file(
-        self,
-        number: int,
-        file: TableFile,
-        kinds: dict[tuple[object, ...], _Kind],
-        excluded: frozenset[str],
-    ) -> None:
-        verify_cid = self._verify_always or not file.is_verified
-        position = -1
+    def resident(self) -> tuple[Array, dict[str, Array]] | None:
+        """Heads and numbers of all rows, where every file's numbers are in memory already."""
+        kept = []
+        for segment in self.segments:
+            columns = segment.columns() if isinstance(segment, LineSegment) else None
+            if columns is None:
+                return None
+            kept.append(columns)
+        heads = [segment.heads() for segment in self.segments]
+        if len(kept) == 1:
+            return heads[0], kept[0]
+        names = [spec.name for spec in self.kind.specs]
+        columns = {name: np.concatenate([c[name] for c in kept]) for name in names}
+        for segment in self.segments:
+            assert isinstance(segment, LineSegment)
+            segment.index.columns = None
+        return np.concatenate(heads), columns
+
+    # Reading files once
+
+    def _index(self, source: SourceFile) -> _File:
+        """Index a file that is not cached, and keep its numbers while there is room for them."""
+        kinds: dict[FossilKind, LineIndex] = {}
+        families: dict[str, int] = {}
         try:
-            stat = file.path.stat()
-            self._stats.append((stat.st_size, stat.st_mtime_ns))
-            for line in read_lines(file.path, line_max_bytes=_LINE_MAX_BYTES):
-                position += 1
-                try:
-                    if line.fault is not None:
-                        raise InputError(line.fault)
-                    fossil = parse_fossil(line.data, position=position, verify_cid=verify_cid)
-                    if fossil.cid in excluded:
-                        continue
-                    kind = self._kind_of(fossil, kinds)
-                except InputError as error:
-                    word = getattr(error, "kind", "line")
-                    self.refusals.add(Refusal(file.path, line.number, word, str(error)))
-                    continue
-                self._add(kind, fossil, (number, line.offset, len(line.data)), line.number)
-        except InputError as error:  # the rest of the file cannot be read
-            self.refusals.add(Refusal(file.path, position + 2, "unreadable", str(error)))
+            stat = source.path.stat()
         except OSError as error:
-            raise ShardDamaged(file.path, f"cannot be read: {error.strerror}") from error
-
-    def _kind_of(self, fossil: Fossil, kinds: dict[tuple[object, ...], _Kind]) -> _Kind:
-        if fossil.verdict != PASS:
-            raise VerdictFail(f"verifier {fossil.verifier['name']} said FAIL")
-        specs = fossil.specs
-        if self._wanted is not None:
-            specs = tuple(spec for spec in specs if spec.name in self._wanted)
-            missing = self._wanted - {spec.name for spec in specs}
-            if missing:
-                raise FieldInvalid(f"it has no field {', '.join(sorted(missing))}")
-        names = {spec.name for spec in specs}
-        given = tuple(name for name in fossil.condition_fields if name in names)
-        key = (specs, given)
-        if key not in kinds:
-            columns = {spec.name: bytearray() for spec in specs} if self._memory_left > 0 else None
-            kinds[key] = _Kind(specs, given, columns=columns)
-        return kinds[key]
-
-    def _add(self, kind: _Kind, fossil: Fossil, place: tuple[int, int, int], line: int) -> None:
-        if kind.count == 0:
-            kind.first = (self._files[place[0]].path, line)
-        family = self._family_ids.setdefault(fossil.family, len(self.family_names))
-        if family == len(self.family_names):
-            self.family_names.append(fossil.family)
-        kind.places.extend(place)
-        kind.digests += fossil.digest
-        kind.families.append(family)
-        if kind.columns is not None:
-            for name in kind.columns:
-                data = fossil.block["fields"][name]["data"]
-                kind.columns[name] += data
-                self._memory_left -= len(data)
+            raise ShardDamaged(source.path, f"cannot be read: {error.strerror}") from error
+        if source.sha256 is not None:
+            check_promise(source.path, source.sha256)
+        verify_cid = self._verify_always or source.sha256 is None
+        for fossil, line in scan(source.path, self.refusals, verify_cid=verify_cid):
+            kind = kind_of(fossil)
+            if kind not in kinds:
+                kinds[kind] = LineIndex(kind, line.number, with_numbers=self._memory_left > 0)
+            family = families.setdefault(fossil.family, len(families))
+            self._memory_left -= kinds[kind].add(fossil, family, line.offset, len(line.data))
             if self._memory_left < 0:
-                kind.columns = None
+                kinds[kind].columns = None
+        names = Names(list(families))
+        known = (stat.st_size, stat.st_mtime_ns)
+        return _File(source, None, tuple(kinds.values()), names, known)
 
-    def _most_frequent(self, kinds: dict[tuple[object, ...], _Kind]) -> _Kind:
-        if not kinds:
-            return _Kind((), ())
-        chosen = max(kinds.values(), key=lambda kind: kind.count)  # the first of equals
-        for kind in kinds.values():
-            if kind is not chosen:
-                told = ", ".join(f"{s.name} {list(s.shape)} {s.dtype} {s.unit}" for s in kind.specs)
-                reason = f"other fields than most fossils here: {told}"
-                self.refusals.add(Refusal(*kind.first, "other-kind", reason), times=kind.count)
+    def _most_frequent(self, files: Sequence[_File]) -> FossilKind:
+        counts: dict[FossilKind, int] = {}
+        first: dict[FossilKind, tuple[_File, int]] = {}
+        for file in files:
+            for kind, count, line in file.kinds():
+                wanted = kind.only(self._wanted)
+                if wanted is None:
+                    missing = (self._wanted or frozenset()) - {spec.name for spec in kind.specs}
+                    reason = f"it has no field {', '.join(sorted(missing))}"
+                    refusal = Refusal(file.source.path, line, "field", reason)
+                    self.refusals.add(refusal, times=count)
+                    continue
+                counts[wanted] = counts.get(wanted, 0) + count
+                first.setdefault(wanted, (file, line))
+        if not counts:
+            return FossilKind((), ())
+        chosen = max(counts, key=lambda kind: counts[kind])  # the first of equals
+        for kind, count in counts.items():
+            if kind != chosen:
+                file, line = first[kind]
+                reason = f"other fields than most fossils here: {kind.describe()}"
+                refusal = Refusal(file.source.path, line, "other-kind", reason)
+                self.refusals.add(refusal, times=count)
         return chosen
 
-    def _adopt(self, kind: _Kind) -> None:
-        self.specs, self.condition_fields = kind.specs, kind.condition_fields
-        self.digests = np.frombuffer(kind.digests, np.uint8).reshape(-1, 32)
-        self.families = np.frombuffer(kind.families, np.int32)
-        self._places = np.frombuffer(kind.places, np.int64).reshape(-1, 3)
-        if kind.columns is not None:
-            self._columns = {
-                spec.name: np.frombuffer(kind.columns[spec.name], spec.numpy_dtype).reshape(
-                    -1, *spec.shape
-                )
-                for spec in kind.specs
-            }
-        self._drop_duplicates()
+    def _segments(self, files: Sequence[_File]) -> list[Segment]:
+        segments: list[Segment] = []
+        specs = self.kind.specs
+        for file in files:
+            if file.rows is not None:
+                mine = [r for r in file.rows.kinds if r.kind.only(self._wanted) == self.kind]
+                segments.extend(CachedSegment(rows, specs) for rows in mine)
+                continue
+            for index in file.indices:
+                if index.kind.only(self._wanted) == self.kind:
+                    assert file.names is not None
+                    segments.append(
+                        LineSegment(
+                            file.source.path,
+                            file.stat,
+                            index,
+                            file.names,
+                            specs,
+                            verify_always=self._verify_always,
+                        )
+                    )
+        return segments
 
-    def _drop_duplicates(self) -> None:
+    # Selecting rows
+
+    def _drop_repeats(self) -> None:
         """A fossil that occurs twice is used once: the first place counts."""
-        words = np.ascontiguousarray(self.digests).view("<u8")
-        order = np.lexsort((*words.T,))  # stable: equal digests keep their order
-        is_repeat = np.zeros(len(order), bool)
-        if len(order) > 1:
-            is_repeat[order[1:]] = (words[order[1:]] == words[order[:-1]]).all(axis=1)
-        repeats = int(is_repeat.sum())
+        if not self.segments:
+            return
+        # Eight bytes of each digest find the candidates; whole digests decide.
+        starts = np.concatenate([_first_words(segment) for segment in self.segments])
+        order = np.argsort(starts, kind="stable")
+        same = starts[order[1:]] == starts[order[:-1]]
+        if not same.any():
+            return
+        candidates = np.union1d(order[1:][same], order[:-1][same])
+        seen: set[bytes] = set()
+        repeats = []
+        numbers = self.segment_of(candidates)
+        for number in np.unique(numbers).tolist():
+            mine = candidates[numbers == number]
+            digests = self.segments[number].heads()["digest"][mine - self.first_rows[number]]
+            for row, digest in zip(mine.tolist(), digests, strict=True):
+                key = digest.tobytes()
+                if key in seen:
+                    repeats.append(row)
+                seen.add(key)
         if repeats:
-            number, _, _ = self._places[int(np.argmax(is_repeat))]
-            path = self._files[int(number)].path
+            self._keep[repeats] = False
+            path = self.segments[int(self.segment_of(np.array(repeats[:1]))[0])].path
             refusal = Refusal(path, 0, "duplicate", "the same CID occurs more than once")
-            self.refusals.add(refusal, times=repeats)
-            self.select(~is_repeat)
+            self.refusals.add(refusal, times=len(repeats))
 
-    # Reading some again
+    def _drop_excluded(self, excluded: frozenset[str]) -> None:
+        if not excluded:
+            return
+        gone = np.sort(np.array([cid_digest(cid) for cid in excluded], "S32"))
+        for number, segment in enumerate(self.segments):
+            digests = np.ascontiguousarray(segment.heads()["digest"]).view("S32")[:, 0]
+            is_gone = np.isin(digests, gone)
+            self._keep[self.first_rows[number] : self.first_rows[number + 1]] &= ~is_gone
 
-    def _read_again(self, number: int, offset: int, length: int) -> Fossil:
-        path = self._files[number].path
-        try:
-            file = self._open(number)
-            file.seek(offset)
-            return parse_fossil(file.read(length), verify_cid=self._verify_always)
-        except (OSError, InputError) as error:
-            raise ShardDamaged(path, f"at byte {offset}: {error}") from error
-
-    def _open(self, number: int) -> BinaryIO:
-        if number in self._opened:
-            self._opened.move_to_end(number)
-        else:
-            while len(self._opened) >= _OPEN_MAX:
-                self._opened.popitem(last=False)[1].close()
-            path = self._files[number].path
-            stat = path.stat()
-            if (stat.st_size, stat.st_mtime_ns) != self._stats[number]:
-                raise InputError("the file changed since it was first read")
-            if path.name.endswith(".ndjson"):
-                self._opened[number] = path.open("rb")
-            else:  # compressed: unpacked once into a nameless temporary file, to be able to seek
-                unpacked = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115
-                with open_text(path) as packed:
-                    shutil.copyfileobj(packed, unpacked)
-                self._opened[number] = unpacked
-        return self._opened[number]
+    def _set_runs(self) -> None:
+        """The selected rows as runs of neighbours."""
+        edges = np.flatnonzero(np.diff(self._keep.view("i1"), prepend=0, append=0))
+        self._run_rows, ends = edges[0::2].astype(np.int64), edges[1::2]
+        self._run_ends = np.cumsum(ends - self._run_rows, dtype=np.int64)
+        self._run_starts = self._run_ends - (ends - self._run_rows)
 
 
-def _close_all(opened: "OrderedDict[int, BinaryIO]") -> None:
-    for file in opened.values():
-        file.close()
-    opened.clear()
+def block_name(family: str, block: int) -> str:
+    """What a block of a family that is split is called, as if it were a family."""
+    return f"{family}#{block}"
 
 
-class VerdictFail(InputError):
-    """The fossil's own verifier refused it."""
-
-    kind = "verdict"
+def _first_words(segment: Segment) -> npt.NDArray[Any]:
+    digests = np.ascontiguousarray(segment.heads()["digest"])
+    return digests.view("<u8")[:, 0].copy()

@@ -14,6 +14,7 @@ from scf.core.identity import cid_digest, cid_from_digest
 from scf.core.merkle import TreeHasher
 from scf.storage.database import open_database, transaction
 from scf.vault.fossil import Fossil
+from scf.vault.provenance import FAMILY_BLOCK
 
 _MIGRATIONS = (
     """
@@ -157,6 +158,14 @@ class Index:
             " GROUP BY family ORDER BY name"
         )
         yield from map(tuple, self._db.execute(query))
+
+    def blocks_of(self, family: str) -> list[int]:
+        """The numbers `line // 64` at which fossils of this family stand, ascending."""
+        query = (
+            "SELECT DISTINCT line / ? AS block FROM fossils"
+            " WHERE family = (SELECT id FROM families WHERE name = ?) ORDER BY block"
+        )
+        return [int(block) for (block,) in self._db.execute(query, (FAMILY_BLOCK, family))]
 
     def cids(self) -> Iterator[str]:
         """Every CID, ascending."""

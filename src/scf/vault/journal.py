@@ -15,6 +15,7 @@ from typing import Self
 from scf.core.clock import Clock, SystemClock, utc_text
 from scf.core.errors import InputError, OperatorError, VerificationFailed
 from scf.signing.signer import Signer
+from scf.signing.verify import PublicKey
 from scf.storage import durable
 from scf.storage.failpoint import failpoint
 from scf.storage.instance_lock import instance_lock
@@ -29,6 +30,7 @@ from scf.vault.manifest import (
     summary_from_json,
 )
 from scf.vault.quarantine import Quarantine
+from scf.vault.retraction import Retraction, Retractions
 from scf.vault.shard import (
     ShardDamaged,
     ShardSummary,
@@ -73,11 +75,13 @@ class Vault:
     Attributes:
         folder: `fossil_vault` on the drive.
         quarantine: Where refused records go.
+        retractions: Fossils that were taken back.
     """
 
     def __init__(self, drive: Drive, home: Path, signer: Signer | None, clock: Clock) -> None:
         self.folder: Folder = drive.folder(PARTITION)
         self.quarantine = Quarantine(self.folder.folder("quarantine"))
+        self.retractions = Retractions(Folder(self.folder.path / "retracted", drive), _keys(home))
         self._drive = drive
         self._home = home
         self._signer = signer
@@ -157,6 +161,14 @@ class Vault:
         """Each family with its number of fossils."""
         return self._index.families()
 
+    def blocks_of(self, family: str) -> list[int]:
+        """The numbers `line // 64` at which fossils of this family stand in their shards."""
+        return self._index.blocks_of(family)
+
+    def retracted(self) -> dict[str, Retraction]:
+        """Every fossil that was taken back, by CID."""
+        return self.retractions.all()
+
     def cids(self) -> Iterator[str]:
         """Every CID, ascending: the leaves of the fossils' root."""
         return self._index.cids()
@@ -190,6 +202,23 @@ class Vault:
                 writer.flush()
             finally:
                 writer.discard()
+
+    def retract(self, cid: str, reason: str) -> Retraction:
+        """Take a fossil back: it leaves every later plan. Doing it twice is success.
+
+        Raises:
+            VaultReadOnly: The vault was opened without a signer.
+            InputError: The vault does not hold it.
+        """
+        if self._signer is None:
+            raise VaultReadOnly(
+                "the vault was opened without its signing key",
+                remedy="Run `scf init`, which makes the keys.",
+            )
+        if not self.contains(cid):
+            raise InputError(f"{cid} is not in the vault")
+        self.folder.folder("retracted")
+        return self.retractions.add(cid, reason, signer=self._signer, clock=self._clock)
 
     @contextlib.contextmanager
     def rehearsing(self) -> Iterator["Rehearsal"]:
@@ -356,6 +385,12 @@ class Rehearsal:
     def fossils_root(self) -> str:
         """As `VaultWriter.fossils_root`."""
         return self._index.offered_root()
+
+
+def _keys(home: Path) -> list[PublicKey]:
+    """The vault's public key, where this home has one."""
+    path = home / "keys" / "vault.pub"
+    return [PublicKey.from_pem(path.read_bytes())] if path.is_file() else []
 
 
 def journal_size(vault_folder: Path) -> int:
