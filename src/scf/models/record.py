@@ -129,6 +129,14 @@ class RecordLayout:
         """
         return self._flatten(arrays, self.modelled), self._flatten(arrays, self.given)
 
+    def pack_given(self, arrays: Mapping[str, Any], num: int) -> Floats:
+        """Flatten given fields alone into c [num, K]; (num, 0) where nothing is given.
+
+        Raises:
+            LayoutMismatch: A field is absent or has another shape.
+        """
+        return self._flatten(arrays, self.given) if self.given else np.zeros((num, 0))
+
     def unpack(self, x_BD: Floats, *, given: bool = False) -> dict[str, npt.NDArray[Any]]:
         """Arrays [B, *shape] by name from a flat [B, D] (or [B, K]), in each field's own dtype."""
         arrays = {}

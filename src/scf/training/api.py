@@ -1,0 +1,371 @@
+"""Models in a notebook: `scf.load(path)` and `scf.fit(arrays)`.
+
+    model = scf.fit({"phi": fields}, seconds=60)        # fields: [N, 8, 8]
+    model.energy(fields, sigma=0.1)                     # nats, (N,)
+    model.sample(16)                                    # [16, 8, 8]
+
+Records are arrays [N, *shape]: the array itself where one field is modelled, a dict of arrays by
+field name where there are several. What comes in as torch tensors goes out as torch tensors (on
+their device, in their dtype); all else as numpy.
+
+Sigma is the noise level in `sigma_unit` (the data's own unit where all fields share one). An energy
+is -ln of the density of the data smoothed by that noise, at the record as it is given.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scf.core.errors import UsageError
+from scf.models.record import FieldLayout, Floats, LayoutMismatch, RecordLayout
+from scf.models.record_energy import RecordEnergy
+from scf.storage.partitions import Folder
+from scf.training.arrays import ArraySource, as_numpy
+from scf.training.checkpoint import load_energy
+from scf.training.checkpoint_files import (
+    DIGESTS_NAME,
+    NEEDED,
+    OPTIMIZER_NAME,
+    digests_of,
+    find_checkpoint,
+    read_config,
+)
+from scf.training.notes import Notes
+from scf.training.train_config import build_config
+from scf.training.train_ebdm import train
+
+# Shapes: N records, D modelled numbers, K given numbers.
+
+# The name of the field where an array comes without one.
+ONLY_FIELD = "x"
+_ROWS_AT_ONCE = 4096
+
+Records = Any  # an array or tensor [N, *shape], or a mapping of them by field name
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Records, flat, and what their answer should look like."""
+
+    x_ND: Tensor  # float64, with its graph if it had one
+    c_NK: Tensor
+    like: Tensor | None  # a tensor that came in, or None for numpy
+
+    def answer(self, value: Tensor) -> Any:
+        """To the kind that came in."""
+        if self.like is None:
+            return value.detach().cpu().numpy()
+        dtype = self.like.dtype if self.like.is_floating_point() else torch.float32
+        return value.to(device=self.like.device, dtype=dtype)
+
+
+class Model:
+    """A trained energy. Made by `scf.load` and `scf.fit`.
+
+    Attributes:
+        energies: The same model for flat float64 rows, as the other programs use it.
+        default_sigma: Noise level used where none is named, in `sigma_unit`.
+        config: `config.json` of its checkpoint: fields, scales, settings, what it was trained on.
+    """
+
+    def __init__(
+        self, energies: RecordEnergy, config: Mapping[str, Any], files: Mapping[str, bytes]
+    ) -> None:
+        self.energies = energies
+        self.config = dict(config)
+        self.default_sigma = float(config["score_sigma"])
+        self._files = dict(files)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{f.name}{list(f.shape)} {f.unit}".strip() for f in self.layout.modelled)
+        given = ", ".join(field.name for field in self.layout.given)
+        low, high = self.sigma_range
+        about = f" given {given}" if given else ""
+        return f"<scf.Model of {names}{about}; sigma {low:.3g} to {high:.3g} {self.sigma_unit}>"
+
+    @property
+    def layout(self) -> RecordLayout:
+        """The fields of a record."""
+        return self.energies.layout
+
+    @property
+    def sigma_unit(self) -> str:
+        """The unit of every sigma."""
+        return self.energies.sigma_unit
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Smallest and largest trained sigma, in `sigma_unit`."""
+        return self.energies.sigma_range
+
+    def energy(
+        self, x: Records, sigma: Any = None, *, condition: Mapping[str, Any] | None = None
+    ) -> Any:
+        """-ln p(x; sigma | condition), nats, (N,). For tensors that require it, with gradient.
+
+        Args:
+            x: Records in the data's own units.
+            sigma: A number, or one for each record, in `sigma_unit`; default `default_sigma`.
+            condition: The given fields, where the model has any and `x` does not hold them:
+                [N, *shape], or [*shape] for all records alike.
+
+        Raises:
+            LayoutMismatch: The records are of another kind than the model's.
+            UsageError: A sigma that is not above zero.
+        """
+        rows = self._rows(x, condition)
+        sigma_N = self._sigma(sigma, rows)
+        is_trained = rows.x_ND.requires_grad and torch.is_grad_enabled()
+        parts = []
+        with torch.set_grad_enabled(is_trained):
+            for z, s, c in self._parts(rows, sigma_N):
+                parts.append(self.energies.model.energy(z, s, c).double())
+            energy_N = torch.cat(parts) + self.energies.frame.log_jacobian
+        return rows.answer(energy_N)
+
+    def log_prob(
+        self, x: Records, *, sigma: Any = None, condition: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Log density ln p(x; sigma | condition), nats, (N,): minus the energy.
+
+        The density is that of the data smoothed by `sigma` (default `default_sigma`, a twentieth of
+        the data's scale), and a density over x in the data's own units.
+        """
+        return -self.energy(x, sigma, condition=condition)
+
+    def score(
+        self, x: Records, sigma: Any = None, *, condition: Mapping[str, Any] | None = None
+    ) -> Any:
+        """-dE/dx, in 1/unit, shaped like the records."""
+        rows = self._rows(x, condition)
+        sigma_N = self._sigma(sigma, rows)
+        found = [self.energies.model.score(*part) for part in self._parts(rows, sigma_N)]
+        scale_D = torch.from_numpy(self.energies.frame.scale_D)
+        return self._shaped(torch.cat(found).detach().cpu().double() / scale_D, x, rows)
+
+    def denoise(
+        self, x: Records, sigma: Any = None, *, condition: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The mean of the clean records that noisy ones may have come from, shaped like them."""
+        rows = self._rows(x, condition)
+        sigma_N = self._sigma(sigma, rows)
+        found = [self.energies.model.denoise(*part) for part in self._parts(rows, sigma_N)]
+        z_ND = torch.cat(found).detach().cpu().double().numpy()
+        return self._shaped(torch.from_numpy(self.energies.frame.to_data(z_ND)), x, rows)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        steps: int = 32,
+        condition: Mapping[str, Any] | None = None,
+        langevin_steps: int = 0,
+        seed: int = 0,
+    ) -> Any:
+        """`n` records: an array [n, *shape], or a dict of them where there are several fields.
+
+        Args:
+            n: How many.
+            steps: Noise levels of the Heun solver, at least 2.
+            condition: The given fields: [n, *shape], or [*shape] for all alike. Without it they are
+                those of training records drawn at random, and are part of the answer.
+            langevin_steps: Metropolis-adjusted Langevin steps at the smallest trained sigma, which
+                turn what the solver got wrong into rejections.
+            seed: The same seed gives the same records on a CPU.
+        """
+        if n < 1 or steps < 2 or langevin_steps < 0:
+            raise UsageError("sample: n >= 1, steps >= 2 and langevin_steps >= 0 are needed")
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self.layout.given and not condition
+        given_NK = self.energies.draw_given(n, generator) if drawn else self._given(condition, n)
+        x_ND = self.energies.sample(
+            given_NK, steps=steps, generator=generator, langevin_steps=langevin_steps
+        )
+        arrays: dict[str, Any] = dict(self.layout.unpack(x_ND))
+        if drawn:
+            arrays |= self.layout.unpack(given_NK, given=True)
+        if _a_tensor(condition) is not None:
+            arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+    def save(self, path: Path | str) -> Path:
+        """Write the checkpoint into a folder; `scf.load(path)` and `scf score` read it."""
+        out = Folder.at(Path(path))
+        for name, data in self._files.items():
+            out.write_file(name, data)
+        return out.path
+
+    def _rows(self, x: Records, condition: Mapping[str, Any] | None) -> _Rows:
+        """Records and given fields as flat float64 tensors."""
+        arrays = dict(x) if isinstance(x, Mapping) else self._named(x)
+        known = {field.name for field in (*self.layout.modelled, *self.layout.given)}
+        if unknown := set(arrays) - known:
+            raise LayoutMismatch(f"field {min(unknown)!r} is not one of the model's")
+        x_ND = _flatten(arrays, self.layout.modelled)
+        given = {**{f.name: arrays[f.name] for f in self.layout.given if f.name in arrays}}
+        c_NK = torch.from_numpy(self._given(given | dict(condition or {}), len(x_ND)))
+        return _Rows(x_ND, c_NK, _a_tensor(arrays))
+
+    def _named(self, x: Any) -> dict[str, Any]:
+        if len(self.layout.modelled) != 1:
+            names = ", ".join(field.name for field in self.layout.modelled)
+            raise LayoutMismatch(f"the model has several fields: give a dict with {names}")
+        return {self.layout.modelled[0].name: x}
+
+    def _given(self, condition: Mapping[str, Any] | None, num: int) -> Floats:
+        """Given numbers (num, K), original units; one record's worth is used for all."""
+        arrays = {}
+        for name, value in (condition or {}).items():
+            field = next((f for f in self.layout.given if f.name == name), None)
+            if field is None:
+                raise LayoutMismatch(f"{name!r} is not a given field of this model")
+            array = as_numpy(value)
+            is_one = array.shape == field.shape
+            arrays[name] = np.broadcast_to(array, (num, *field.shape)) if is_one else array
+            if arrays[name].shape != (num, *field.shape):
+                raise LayoutMismatch(
+                    f"given field {name!r} has shape {list(array.shape)}, expected "
+                    f"{[num, *field.shape]} or {list(field.shape)}"
+                )
+        if missing := [f.name for f in self.layout.given if f.name not in arrays]:
+            raise LayoutMismatch(f"given field {missing[0]!r} is missing: name it in `condition`")
+        return self.layout.pack_given(arrays, num)
+
+    def _sigma(self, sigma: Any, rows: _Rows) -> Tensor:
+        """Sigma of each record in the model's own scale, (N,)."""
+        value = torch.from_numpy(
+            np.asarray(as_numpy(self.default_sigma if sigma is None else sigma))
+        )
+        if value.dim() > 1 or (value.dim() == 1 and len(value) != len(rows.x_ND)):
+            raise UsageError(f"sigma of shape {list(value.shape)} for {len(rows.x_ND)} records")
+        if not bool((value > 0).all() & value.double().isfinite().all()):
+            raise UsageError("sigma must be a finite number above 0")
+        return (value.double() / self.energies.sigma_scale).expand(len(rows.x_ND)).float()
+
+    def _parts(self, rows: _Rows, sigma_N: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Records in the model's coordinates, so many at once."""
+        frame, device = self.energies.frame, self.energies.model.offset_L.device
+        shift_D, scale_D = torch.from_numpy(frame.shift_D), torch.from_numpy(frame.scale_D)
+        z_ND = ((rows.x_ND.cpu() - shift_D) / scale_D).float().to(device)
+        c_NK = torch.from_numpy(frame.given_to_model(rows.c_NK.numpy())).float().to(device)
+        sigma_N = sigma_N.to(device)
+        starts = range(0, max(len(z_ND), 1), _ROWS_AT_ONCE)
+        parts = [slice(start, start + _ROWS_AT_ONCE) for start in starts]
+        return [(z_ND[part], sigma_N[part], c_NK[part]) for part in parts]
+
+    def _shaped(self, flat_ND: Tensor, x: Records, rows: _Rows) -> Any:
+        """Flat numbers in the shape in which the records came."""
+        arrays = {
+            field.name: rows.answer(flat_ND[:, place].reshape(-1, *field.shape))
+            for field, place in zip(
+                self.layout.modelled, self.layout.slices().values(), strict=True
+            )
+        }
+        return arrays if isinstance(x, Mapping) else next(iter(arrays.values()))
+
+
+def load(path: Path | str, *, device: str = "cpu") -> Model:
+    """The model of a checkpoint, a generation of the zoo, or a release.
+
+    Raises:
+        CheckpointIncomplete, CheckpointDamaged, OtherArchitecture: What is wrong with it.
+    """
+    folder = find_checkpoint(Path(path))
+    energies = load_energy(folder, device=device)
+    return Model(energies, read_config(folder), _files_of(folder))
+
+
+def fit(
+    arrays: Records,
+    *,
+    seconds: float | None = None,
+    preset: str = "base",
+    given: Sequence[str] = (),
+    units: Mapping[str, str] | None = None,
+    families: Sequence[str] | None = None,
+    seed: int = 0,
+    out: Path | str | None = None,
+    talk: Callable[[str], object] | None = None,
+    **settings: Any,
+) -> Model:
+    """Train a model on arrays: what `scf train` does with fossils, without vault or files.
+
+    Args:
+        arrays: [N, *shape], or a dict of such arrays by field name; numpy or torch.
+        seconds: Limit on training time (default: the preset's); calibration takes some more.
+        preset: `tiny` or `base`.
+        given: Names of the fields that are conditioned on, not modelled.
+        units: Unit of each field by name. Fields of one unit share one noise scale.
+        families: What belongs together (a trajectory, a station), one name a record, so that
+            records that choose the weights are not neighbours of those trained on. Default: blocks
+            of 64 neighbours.
+        seed: Same seed, same steps: the same model on a CPU, bit for bit.
+        out: Folder for the checkpoint; by default nothing is left on disk (`Model.save` writes it).
+        talk: Told of progress, one line at a time; `sys.stderr.write` for instance.
+        settings: Any other setting of `scf.training.train_config.TrainConfig`.
+
+    Raises:
+        InputError: A subclass: too few records, shapes that differ, a field without variance,
+            numbers that are not finite.
+        UsageError: An unknown setting, or one out of range.
+        Diverged: The loss is no longer finite.
+    """
+    named = {name: as_numpy(value) for name, value in _by_name(arrays).items()}
+    config = build_config({"preset": preset, "seed": seed, "max_steps": 1_000_000}, settings)
+    if seconds is not None:
+        config = build_config(config.to_json(), {"preset": preset, "max_seconds": seconds})
+    source = ArraySource(named, units=units, given=given, families=families)
+    notes = Notes(talk=talk or (lambda _: None))
+    threads = torch.get_num_threads()
+    try:
+        with tempfile.TemporaryDirectory(prefix="scf-fit-") as scratch:
+            folder = Folder.at(Path(out) if out is not None else Path(scratch))
+            train(source, folder, config, notes=notes)
+            return load(folder.path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _by_name(arrays: Records) -> dict[str, Any]:
+    return dict(arrays) if isinstance(arrays, Mapping) else {ONLY_FIELD: arrays}
+
+
+def _files_of(folder: Path) -> dict[str, bytes]:
+    """A checkpoint's files without the optimiser's state, `digests.json` last."""
+    files = {name: (folder / name).read_bytes() for name in NEEDED}
+    assert OPTIMIZER_NAME not in files
+    import json
+
+    digests = json.dumps(digests_of(files), indent=2, sort_keys=True) + "\n"
+    return files | {DIGESTS_NAME: digests.encode()}
+
+
+def _a_tensor(arrays: Any) -> Tensor | None:
+    """One of the tensors among arrays, or None."""
+    values = arrays.values() if isinstance(arrays, Mapping) else [arrays]
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _flatten(arrays: Mapping[str, Any], fields: Sequence[FieldLayout]) -> Tensor:
+    """Modelled fields side by side, (N, D), float64, gradients kept."""
+    columns: list[Tensor] = []
+    for field in fields:
+        if field.name not in arrays:
+            raise LayoutMismatch(f"field {field.name!r} is missing")
+        value = arrays[field.name]
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        if tensor.shape[1:] != field.shape or tensor.dim() == 0:
+            raise LayoutMismatch(
+                f"field {field.name!r} has shape {list(tensor.shape)}, "
+                f"expected [records, {', '.join(map(str, field.shape))}]"
+            )
+        columns.append(tensor.double().cpu().reshape(len(tensor), field.size))
+    if len({len(column) for column in columns}) > 1:
+        raise LayoutMismatch("fields hold different numbers of records")
+    return torch.cat(columns, dim=1)

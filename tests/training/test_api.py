@@ -1,0 +1,140 @@
+"""What a person in a notebook is promised: scf.fit, scf.load and the model that they give."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scf
+from scf.core.errors import UsageError
+from scf.models.frame import NonFiniteField, TooFewFossils, ZeroVariance
+from scf.models.record import LayoutMismatch
+from support.gaussian_records import exact_energy, gaussian_points, solar_days
+
+QUICK = {"preset": "tiny", "width": 24, "site_width": 8, "batch_size": 64, "device": "cpu",
+         "calibration_particles": 128, "max_steps": 150}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def points() -> scf.Model:
+    return scf.fit(gaussian_points(3000), units={"x": "m"}, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def days() -> scf.Model:
+    arrays, units = solar_days(200)
+    return scf.fit(arrays, units=units, given=["cos_zenith"], **QUICK | {"max_steps": 20})
+
+
+def test_import_scf_is_light() -> None:
+    """`import scf` loads neither torch nor numpy; asking for a name that is not there says so."""
+    code = "import sys, scf; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert {"load", "fit", "Model"} <= set(dir(scf))
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = scf.nothing_like_it
+
+
+def test_energies_are_those_of_the_density(points: scf.Model) -> None:
+    """fit -> energy is -ln N(x; mean, C + sigma^2) to a tenth of a nat; log_prob is its negative."""
+    x = gaussian_points(400, seed=1)
+    assert np.abs(points.energy(x, 0.5) - exact_energy(x, 0.5)).mean() < 0.1
+    np.testing.assert_allclose(points.log_prob(x, sigma=0.5), -points.energy(x, 0.5))
+    np.testing.assert_allclose(points.energy(x), points.energy(x, points.default_sigma))
+
+
+def test_the_score_is_the_gradient_and_denoising_follows_it(points: scf.Model) -> None:
+    x = torch.from_numpy(gaussian_points(6, seed=2)).requires_grad_()
+    (slope,) = torch.autograd.grad(points.energy(x, 0.5).sum(), x)
+    score = points.score(x.detach(), 0.5)
+    torch.testing.assert_close(score, -slope, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(points.denoise(x.detach(), 0.5), x.detach() + 0.25 * score)
+
+
+def test_what_comes_in_as_torch_goes_out_as_torch(points: scf.Model) -> None:
+    x = gaussian_points(5)
+    assert isinstance(points.energy(x), np.ndarray)
+    found = points.energy(torch.from_numpy(x).float(), 0.2)
+    assert (found.dtype, found.requires_grad) == (torch.float32, False)
+    np.testing.assert_allclose(found.numpy(), points.energy(x, 0.2), rtol=1e-4)
+    assert points.score({"x": x})["x"].shape == (5, 2)
+
+
+def test_each_record_may_have_its_own_sigma(points: scf.Model) -> None:
+    x = gaussian_points(3)
+    each = points.energy(x, [0.1, 0.5, 2.0])
+    assert each[1] == pytest.approx(points.energy(x[1:2], 0.5)[0], rel=1e-6)
+    for bad in (0.0, float("nan"), [0.1, 0.2]):
+        with pytest.raises(UsageError, match="sigma"):
+            points.energy(x, bad)
+
+
+def test_samples_are_records(points: scf.Model) -> None:
+    x = points.sample(500, steps=8)
+    assert x.shape == (500, 2)
+    assert np.abs(x.mean(0) - [1.0, -2.0]).max() < 0.2
+    np.testing.assert_array_equal(x, points.sample(500, steps=8))
+    assert np.isfinite(points.sample(4, steps=4, langevin_steps=2)).all()
+
+
+def test_a_model_is_saved_and_loaded(points: scf.Model, tmp_path: Path) -> None:
+    """The same numbers come out, and `scf score` reads the folder too."""
+    again = scf.load(points.save(tmp_path / "model"))
+    x = gaussian_points(10)
+    np.testing.assert_array_equal(again.energy(x), points.energy(x))
+    assert repr(again).startswith("<scf.Model of x[2] m; sigma ")
+
+
+def test_given_fields_are_conditions(days: scf.Model) -> None:
+    """A condition for each record, one for all, or part of the records themselves."""
+    arrays, _ = solar_days(4, seed=1)
+    inside = days.energy(arrays, 10.0)
+    modelled = {name: arrays[name] for name in ("ghi", "dni", "dhi")}
+    condition = {"cos_zenith": arrays["cos_zenith"]}
+    np.testing.assert_array_equal(days.energy(modelled, 10.0, condition=condition), inside)
+
+    alike = days.sample(3, steps=4, condition={"cos_zenith": arrays["cos_zenith"][0]})
+    assert {name: a.shape for name, a in alike.items()} == dict.fromkeys(modelled, (3, 24))
+    assert set(days.sample(2, steps=4)) == set(arrays)
+    with pytest.raises(LayoutMismatch, match="cos_zenith"):
+        days.energy(modelled)
+    with pytest.raises(LayoutMismatch, match="wind"):
+        days.sample(2, condition={"wind": np.zeros(24)})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error"),
+    [
+        (np.zeros((4, 2)), TooFewFossils),
+        (np.ones((100, 2)), ZeroVariance),
+        (np.full((100, 2), np.nan), NonFiniteField),
+        ({"a": np.zeros((10, 2)), "b": np.zeros((11, 2))}, LayoutMismatch),
+        (np.array(["a", "b"]), UsageError),
+    ],
+)
+def test_bad_arrays_are_named(arrays, error) -> None:
+    with pytest.raises(error):
+        scf.fit(arrays, **QUICK)
+
+
+def test_records_of_another_kind_are_refused(points: scf.Model) -> None:
+    with pytest.raises(LayoutMismatch, match="shape"):
+        points.energy(np.zeros((3, 5)))
+    with pytest.raises(LayoutMismatch, match="not one of"):
+        points.energy({"x": np.zeros((3, 2)), "y": np.zeros((3, 2))})
+    with pytest.raises(UsageError, match="unknown key"):
+        scf.fit(gaussian_points(100), wdith=3)
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    """Steps, not seconds, decide; threads are left as they were."""
+    before = torch.get_num_threads()
+    short = QUICK | {"max_steps": 10}
+    a, b = (scf.fit(torch.from_numpy(gaussian_points(200)), **short) for _ in range(2))
+    np.testing.assert_array_equal(a.energy(gaussian_points(9)), b.energy(gaussian_points(9)))
+    assert torch.get_num_threads() == before
+    scf.fit(gaussian_points(200), out=tmp_path, **short)
+    assert (tmp_path / "digests.json").is_file()
