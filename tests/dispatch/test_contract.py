@@ -1,7 +1,7 @@
 """What every door promises (`Dispatcher`), held against each door there is."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import ExitReason, JobExit, JobInput, JobPhase, JobSpec
 from scf.dispatch.local import LocalDoor
 from scf.storage.partitions import Folder
+from support.rented_pods import runpod_door
 from support.ssh_boxes import ssh_door
 from support.tiny_worker import WORKER
 from support.waiting import is_gone, wait_for
@@ -29,13 +30,15 @@ def local_door(tmp_path: Path) -> MakeDoor:
 
 
 # One line a door.
-DOORS = {"local": local_door, "ssh": ssh_door}
+DOORS = {"local": local_door, "ssh": ssh_door, "runpod": runpod_door}
 
 
 @pytest.fixture(params=DOORS)
-def make_door(request: pytest.FixtureRequest, tmp_path: Path) -> MakeDoor:
+def make_door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDoor]:
     """Opens the same door; each call is as a daemon that was started again."""
-    return DOORS[request.param](tmp_path)
+    make = DOORS[request.param](tmp_path)
+    yield make
+    getattr(make, "close", lambda: None)()
 
 
 def spec(job_id: str = "run-1-train-1", **todo: object) -> JobSpec:

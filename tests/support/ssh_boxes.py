@@ -85,17 +85,37 @@ class Sshd:
         return replace(box, **changes)
 
 
-def start_sshd(folder: Path, *, host: str = "127.0.0.1", netns: str | None = None) -> Sshd:
-    """Start a server; the test is skipped, with the reason, where that cannot be had."""
+def start_sshd(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    netns: str | None = None,
+    host_key: bytes | None = None,
+    authorised: str | None = None,
+) -> Sshd:
+    """Start a server; the test is skipped, with the reason, where that cannot be had.
+
+    Args:
+        folder: Its own.
+        host: Address to listen on.
+        netns: Network namespace to live in.
+        host_key: Private host key; by default a new one.
+        authorised: Public key that may log in; by default a new one, `id` in the folder.
+    """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     for program in ("sshd", "ssh", "ssh-keygen", "rsync"):
         if shutil.which(program, path=path) is None:
             pytest.skip(f"{program} is not installed (apt-get install openssh-server rsync)")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("host_key", "id"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-    shutil.copy(folder / "id.pub", folder / "authorized_keys")
+    for name, given in (("host_key", host_key), ("id", authorised)):
+        if given is None:
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+            subprocess.run(command, check=True, capture_output=True, timeout=30)
+    if host_key is not None:
+        (folder / "host_key").touch(mode=0o600)
+        (folder / "host_key").write_bytes(host_key)
+    keys = authorised or (folder / "id.pub").read_text()
+    (folder / "authorized_keys").write_text(f"{keys.strip()}\n")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     with socket.socket() as probe:
@@ -121,14 +141,30 @@ def session_sshd() -> Sshd:
     return start_sshd(Path(tempfile.mkdtemp(prefix="scf-sshd-")))
 
 
-def ssh_door(tmp_path: Path) -> Callable[[], SshDoor]:
+def ssh_door(tmp_path: Path) -> "Doors":
     """For the contract suite: each call opens the door as a daemon that was started again."""
     sshd = session_sshd()
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     jobs = Folder.at(tmp_path / "jobs")
     box = sshd.box(tmp_path / "box")
-    return lambda: SshDoor(box, jobs, home, settings=QUICK)
+    return Doors(lambda: SshDoor(box, jobs, home, settings=QUICK))
+
+
+class Doors:
+    """Opens the same door again and again, and closes all of them."""
+
+    def __init__(self, make: Callable[[], SshDoor]) -> None:
+        self._make = make
+        self._open: list[SshDoor] = []
+
+    def __call__(self) -> SshDoor:
+        self._open.append(self._make())
+        return self._open[-1]
+
+    def close(self) -> None:
+        for door in self._open:
+            door.close()
 
 
 def _descendants(pid: int) -> list[int]:

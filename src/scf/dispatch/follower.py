@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import Clock, parse_utc, utc_text
-from scf.core.errors import DoorUnavailable, InputError, ScfError
+from scf.core.errors import DoorError, DoorUnavailable, InputError, ScfError
 from scf.dispatch import returned, sending
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.job import ExitReason, JobExit, JobSpec
@@ -64,6 +64,10 @@ class FollowSettings:
     limits: ReturnLimits = field(default_factory=ReturnLimits)
 
 
+class MachineGone(DoorError):
+    """The machine of a job does not exist any more, and what ran there has ended with it."""
+
+
 class Machine(Protocol):
     """Where jobs of a door run: found, reached, given back."""
 
@@ -80,7 +84,11 @@ class Machine(Protocol):
     def link(
         self, job_id: str, facts: Mapping[str, Any], held: tuple[int, ...] = ()
     ) -> SshLink | None:
-        """The way to the job's machine; None while there is none."""
+        """The way to the job's machine; None while there is none.
+
+        Raises:
+            MachineGone: There was one, and it is gone.
+        """
 
     def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
         """Take away what is left of an ended job over there; whether nothing is left."""
@@ -168,7 +176,7 @@ class Follower:
         facts = self._machine.place(self.job_id, record.facts, self._bundle.spec())
         if facts is None:
             return self._settings.retry_s
-        self._move(record, Stage.SENDING, facts=facts)
+        self._move(record, Stage.SENDING, facts=facts, placement={**record.placement, **facts})
         return 0.0
 
     def _send(self, record: RemoteJob) -> float:
@@ -283,7 +291,7 @@ class Follower:
     def _release(self, record: RemoteJob) -> float | None:
         try:
             link = self._machine.link(self.job_id, record.facts, self._held)
-        except DoorUnavailable:
+        except (DoorUnavailable, MachineGone):
             link = None
         if not self._machine.release(self.job_id, record.facts, link):
             return self._settings.retry_s
@@ -337,6 +345,11 @@ class Follower:
             if self._faults >= self._settings.faults_max and not record.has_ended:
                 ended = JobExit(ExitReason.WORKER_ERROR, f"given up: {error}"[:1000])
                 return self._end(record, ended)
+        if isinstance(error, MachineGone) and not record.has_ended:
+            mark = self._records.mark(self.job_id)
+            if mark is not None:
+                return self._end(record, JobExit(ExitReason.CANCELLED, mark.why))
+            return self._end(record, JobExit(ExitReason.LOST, str(error)))
         since = record.trouble.since if record.trouble else utc_text(now)
         if not record.has_ended and self._is_hopeless(record):
             detail = f"out of reach since {since}, long after its deadline: {error}"

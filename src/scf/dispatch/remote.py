@@ -18,7 +18,7 @@ from scf.core.clock import Clock, SystemClock, parse_utc, utc_text
 from scf.core.errors import DoorUnavailable, InputError
 from scf.core.identity import sha256_hex
 from scf.dispatch.bundle import Bundle, make_bundle
-from scf.dispatch.follower import Follower, FollowSettings, Machine
+from scf.dispatch.follower import Follower, FollowSettings, Machine, MachineGone
 from scf.dispatch.job import ExitReason, Job, JobExit, JobPhase, JobSpec, JobStatus, check_spec
 from scf.dispatch.remote_state import CancelMark, RemoteJob, RemoteJobs, Stage
 from scf.dispatch.transfer import BoxFault, check_tools
@@ -112,13 +112,21 @@ class RemoteDoor:
         if record is None or record.has_ended:
             return
         self._follow(job_id, wake=True)
-        link = self._machine.link(job_id, record.facts)
+        try:
+            link = self._machine.link(job_id, record.facts)
+        except MachineGone:
+            return
         if link is None:
             return
         try:
             link.call("cancel", {"job_id": job_id, "at_once": at_once}, limit_s=30.0)
         except BoxFault as error:
             raise DoorUnavailable(str(error), remedy="Try again in a second.") from error
+
+    def resume(self) -> None:
+        """Go on with every job of which something may be left over there: when a daemon starts."""
+        for job_id in self._records.open_jobs():
+            self._follow(job_id)
 
     def close(self, *, limit_s: float = 10.0) -> None:
         """End the followers, not the jobs; another door, or another daemon, goes on with them."""

@@ -1,0 +1,110 @@
+"""What the RunPod door writes down about the pod of a job: before it asks for it, and after.
+
+Creating a pod has no idempotency key, so the name is the key: it is unique, and it is in the book
+before the request leaves. Whoever finds an `intended` pod in the book looks for its name before
+anything else. The book is a small `PodBook`: files in the home here, a database where one is given.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from scf.core.errors import InputError
+from scf.storage import durable
+
+SCHEMA = "scf.pod/1"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+
+
+class PodState(StrEnum):
+    """Where the pod of a job is."""
+
+    INTENDED = "intended"  # the request may have been sent; whether there is a pod is unknown
+    CREATED = "created"  # the provider gave it an id
+    READY = "ready"  # its ssh server has answered with the host key that we gave it
+    NONE = "none"  # there is no pod now; the next candidate may be tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodRecord:
+    """The pod of a job.
+
+    Attributes:
+        job_id: The job.
+        name: The pod's name; new for every request.
+        state: See `PodState`.
+        candidate: Place in the list of candidates.
+        intended_at: RFC 3339.
+        lease_until: RFC 3339; the pod is ended then, by whoever looks.
+        max_usd: What it can cost at most, until its lease ends.
+        pod_id: The provider's id, once it is known.
+        was_seen: Whether the provider has listed it.
+        orders: Pods of this job that were rented and given up.
+        ending: Ids that were told to end and are not yet known to be gone.
+        detail: Why the last candidate was given up.
+    """
+
+    job_id: str
+    name: str
+    state: PodState
+    candidate: int
+    intended_at: str
+    lease_until: str
+    max_usd: float
+    pod_id: str | None = None
+    was_seen: bool = False
+    orders: int = 0
+    ending: tuple[str, ...] = ()
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        return {"schema": SCHEMA, **value, "state": str(self.state), "ending": list(self.ending)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "PodRecord":
+        """Read it. Raises InputError for anything else than what `to_json` writes."""
+        try:
+            fields = {key: item for key, item in value.items() if key != "schema"}
+            fields |= {"state": PodState(value["state"]), "ending": tuple(value["ending"])}
+            if value["schema"] != SCHEMA or not _NAME.fullmatch(value["name"]):
+                raise ValueError(f"schema {value['schema']!r}, name {value['name']!r}")
+            return cls(**fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"pod record: {type(error).__name__}: {error}") from error
+
+
+class PodBook(Protocol):
+    """Where pods are written down. `write` returns once the record is on the medium."""
+
+    def read(self, job_id: str) -> PodRecord | None:
+        """The job's record; None when there is none."""
+
+    def write(self, record: PodRecord) -> None:
+        """Keep it, in place of the one before."""
+
+    def all(self) -> list[PodRecord]:
+        """Every record."""
+
+
+class PodFiles:
+    """A book of small files, one a job."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def read(self, job_id: str) -> PodRecord | None:
+        path = self._folder / f"{job_id}.pod.json"
+        return PodRecord.from_json(durable.read_json(path)) if path.exists() else None
+
+    def write(self, record: PodRecord) -> None:
+        path = self._folder / f"{record.job_id}.pod.json"
+        durable.write_json(path, record.to_json(), mode=0o600)
+
+    def all(self) -> list[PodRecord]:
+        paths = sorted(self._folder.glob("*.pod.json"))
+        return [PodRecord.from_json(durable.read_json(path)) for path in paths]

@@ -1,0 +1,94 @@
+"""Pods of the double of RunPod as real sshd processes, and a door that rents them."""
+
+import base64
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fakes.runpod.server import FakeRunpod
+from fakes.runpod.world import FakePod
+from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
+from scf.dispatch.runpod_client import ApiKey, RunpodClient
+from scf.storage.partitions import Folder
+from support.ssh_boxes import QUICK, Sshd, start_sshd
+
+CHEAP = Candidate("NVIDIA RTX A4000")
+DEAR = Candidate("NVIDIA H100 80GB HBM3")
+
+
+class RealPods:
+    """Starts an ssh server for a pod, with the keys that its order carries."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, Sshd] = {}
+
+    def start(self, pod: FakePod) -> tuple[str, int, str]:
+        folder = Path(tempfile.mkdtemp(prefix="scf-pod-"))
+        server = start_sshd(
+            folder,
+            host_key=base64.b64decode(pod.env["SCF_SSH_HOST_KEY"]),
+            authorised=pod.env["PUBLIC_KEY"],
+        )
+        self.servers[pod.pod_id] = server
+        return "127.0.0.1", server.port, "root"
+
+    def stop(self, pod: FakePod) -> None:
+        if server := self.servers.pop(pod.pod_id, None):
+            server.stop()
+
+
+def real_provider(**arguments: Any) -> FakeRunpod:
+    pods = RealPods()
+    return FakeRunpod(start=pods.start, stop=pods.stop, calls_per_minute=100_000, **arguments)
+
+
+def rental(tmp_path: Path, **changes: Any) -> RunpodSettings:
+    given = {
+        "image": "worker@sha256:" + "0" * 64,
+        "candidates": (CHEAP,),
+        "look_s": 0.1,
+        "visible_s": 0.8,
+        "root": str(tmp_path / "pod"),
+        "python": sys.executable,
+    }
+    return RunpodSettings(**(given | changes))
+
+
+class Doors:
+    """Opens the same door again and again, and closes all of them."""
+
+    def __init__(self, provider: FakeRunpod, tmp_path: Path) -> None:
+        self.provider = provider
+        self._tmp_path = tmp_path
+        self._client = RunpodClient(
+            ApiKey(provider.key), rest=provider.rest, graphql=provider.graphql
+        )
+        self._open: list[RunpodDoor] = []
+
+    def __call__(self, *, approve: Any = None, **changes: Any) -> RunpodDoor:
+        home = self._tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        door = RunpodDoor(
+            self._client,
+            Folder.at(self._tmp_path / "jobs"),
+            home,
+            rental=rental(self._tmp_path, **changes),
+            approve=approve,
+            settings=QUICK,
+        )
+        self._open.append(door)
+        return door
+
+    def close(self) -> None:
+        for door in self._open:
+            door.close()
+        self._client.close()
+        self.provider.__exit__()
+
+
+def runpod_door(tmp_path: Path) -> Doors:
+    """For the contract suite: one provider, and the door opened anew with each call."""
+    provider = real_provider()
+    provider.__enter__()
+    return Doors(provider, tmp_path)
