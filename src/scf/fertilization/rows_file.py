@@ -15,7 +15,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,12 +70,14 @@ class RowsWriter:
 
     Args:
         file: To be filled from its beginning.
-        room_bytes: `NoRoom` is raised before more is written.
+        make_room: Asked whenever the file is to become larger than what it answered before: makes
+            room for so many bytes and says how many there are now, or raises `NoRoom`.
     """
 
-    def __init__(self, file: BinaryIO, *, room_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, *, make_room: Callable[[int], int]) -> None:
         self._file = file
-        self._room = room_bytes
+        self._make_room = make_room
+        self._room = 0
         self._kinds: dict[FossilKind, _KindWriter] = {}
         self._families: dict[str, int] = {}
         self.size_bytes = 0
@@ -130,7 +132,7 @@ class RowsWriter:
 
     def _write(self, data: bytes) -> None:
         if self.size_bytes + len(data) > self._room:
-            raise NoRoom
+            self._room = self._make_room(self.size_bytes + len(data))
         self._file.write(data)
         self.size_bytes += len(data)
 

@@ -26,9 +26,6 @@ from scf.vault.shard import ShardDamaged
 SUFFIX = ".rows"
 # The cache's share of the partition `system_cache`; job bundles lie there too.
 _SHARE = 0.75
-# Rows take 0.37 of number lists and 0.74 of base64 (measured); a source too large by this much is
-# not tried, so that nothing is dropped for it in vain.
-_SHRINKS_TO = 0.3
 # So much of the disk is left free, so that a cache never fills the drive.
 _RESERVE_BYTES = 2**30
 
@@ -124,32 +121,36 @@ class ShardCache:
     ) -> RowsFile:
         self.folder.check()
         durable.sweep(self.folder.path)
-        room = self._make_room(wanted.size_bytes, keep)
         if source.sha256 is not None:
             check_promise(source.path, source.sha256)
         refusals = Refusals()
         with self.folder.open_staged(path.name) as file:
-            writer = RowsWriter(file, room_bytes=room)
+            writer = RowsWriter(file, make_room=lambda size: self._make_room(size, keep))
             for fossil, line in scan(source.path, refusals, verify_cid=source.sha256 is None):
                 writer.add(kind_of(fossil), fossil, position=fossil.position, line=line.number)
             writer.finish(wanted, refusals)
-            self._make_room(writer.size_bytes, keep)
         return RowsFile(path, source.path)
 
     def _make_room(self, size_bytes: int, keep: Collection[Path]) -> int:
         """Drop the least recently used until `size_bytes` fit; returns how many do fit."""
         files = sorted(self._files(), key=lambda file: file[1])
-        used = sum(size for _, _, size in files)
-        kept = sum(size for path, _, size in files if path in keep)
-        if kept + _SHRINKS_TO * size_bytes > self.budget_bytes:
-            raise NoRoom
+        room = self.budget_bytes - sum(size for _, _, size in files)
+        dropped = []
         for path, _, size in files:
-            if used + size_bytes <= self.budget_bytes:
+            if room >= size_bytes:
                 break
             if path not in keep:
-                used -= _remove(path, size)
+                dropped.append((path, size))
+                room += size
+        if room < size_bytes:
+            raise NoRoom
+        for path, size in dropped:
+            _remove(path, size)
+        # Of the staged file itself, what is written is not free any more.
         free = shutil.disk_usage(self.folder.path).free - _RESERVE_BYTES
-        return min(self.budget_bytes - used, free)
+        if free <= 0:
+            raise NoRoom
+        return min(room, size_bytes + free)
 
     def _files(self) -> list[tuple[Path, int, int]]:
         """Path, time of last use and size of every file here."""

@@ -48,6 +48,15 @@ class KeyedPermutation:
         """The positions at which these numbers stand."""
         return self._walk(values, self._backward)
 
+    def table(self) -> Positions:
+        """What stands at every position: as calling it with all of them, and twice as fast."""
+        domain = np.arange(1 << 2 * int(self._half_bits), dtype=np.uint64)
+        step = self._forward(domain).astype(np.int64)
+        result: Positions = step[: self.size]
+        while len(outside := np.flatnonzero(result >= self.size)):
+            result[outside] = step[result[outside]]
+        return result
+
     def _walk(self, numbers: Positions, step: _Step) -> Positions:
         current = step(np.asarray(numbers, np.uint64))
         while (outside := current >= self.size).any():
@@ -58,7 +67,10 @@ class KeyedPermutation:
     def _forward(self, numbers: _Numbers) -> _Numbers:
         left, right = numbers >> self._half_bits, numbers & self._mask
         for key in self._keys:
-            left, right = right, left ^ (_mixed(right ^ key) & self._mask)
+            mixed = _mixed(right ^ key)
+            mixed &= self._mask
+            mixed ^= left
+            left, right = right, mixed
         return (left << self._half_bits) | right
 
     def _backward(self, numbers: _Numbers) -> _Numbers:
@@ -122,12 +134,21 @@ class EpochOrder:
         records = records[records < self.num_records]
         if self._shuffle:
             rows = KeyedPermutation(len(records), f"{self._key}:window:{window}")
-            records = records[rows(np.arange(len(records), dtype=np.int64))]
+            records = records[rows.table()]
         return records
 
 
 def _mixed(numbers: _Numbers) -> _Numbers:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014); wraps modulo 2^64."""
-    mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014); wraps modulo 2^64.
+
+    `numbers` is changed on the way: the caller has no use for it, and memory is what this costs.
+    """
+    shifted = numbers >> np.uint64(30)
+    numbers ^= shifted
+    numbers *= np.uint64(0xBF58476D1CE4E5B9)
+    np.right_shift(numbers, np.uint64(27), out=shifted)
+    numbers ^= shifted
+    numbers *= np.uint64(0x94D049BB133111EB)
+    np.right_shift(numbers, np.uint64(31), out=shifted)
+    numbers ^= shifted
+    return numbers

@@ -14,6 +14,7 @@ of a call, where a mapping would kill the process.
 """
 
 import contextlib
+import errno
 import os
 import queue
 import threading
@@ -142,13 +143,14 @@ class HotLoader(Loader):
 
     def load(self, rows: Rows, epoch: int) -> Window:
         segments, groups, in_group = self._place(rows)
-        for group in np.unique(groups).tolist():
-            if not self._is_loaded[group]:
-                self._load_group(group, self._buffer, int(self._slots[group]), epoch)
-                self._is_loaded[group] = True
-                self._num_missing -= 1
-            elif group % SCRUB_EVERY == epoch % SCRUB_EVERY:
-                self._scrub(group)
+        is_new = ~self._is_loaded[groups]
+        for group in np.unique(groups[is_new]).tolist():
+            self._load_group(group, self._buffer, int(self._slots[group]), epoch)
+            self._is_loaded[group] = True
+            self._num_missing -= 1
+        is_due = (groups % SCRUB_EVERY == epoch % SCRUB_EVERY) & ~is_new
+        for group in np.unique(groups[is_due]).tolist():
+            self._scrub(group)
         places = self._slots[groups].astype(np.int64) * GROUP_ROWS + in_group
         return Window(
             self._buffer.heads[places], segments, _gather_of(self._buffer.columns, places)
@@ -271,20 +273,27 @@ class _RowReads:
 
     def __call__(self, low: int, high: int) -> dict[str, Array]:
         arrays = {}
-        paths = [self._table.segments[s].path for s in self._segments[low:high].tolist()]
+        segments = self._segments[low:high].tolist()
+        if high - low > _OPEN_MAX and len(set(segments)) > _OPEN_MAX:
+            middle = (low + high) // 2
+            halves = self(low, middle), self(middle, high)
+            return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+        # Distinct files are few, and all of them stay open while one minibatch is read.
+        opened = {s: self._files.descriptor(self._table.segments[s].path) for s in set(segments)}
+        descriptors = [opened[s] for s in segments]
+        preadv = os.preadv
         for spec in self._table.kind.specs:
             array = np.empty((high - low, *spec.shape), spec.numpy_dtype)
             rows: Any = bytes_of(array).reshape(high - low, -1)
             starts = self._starts[spec.name][low:high].tolist()
             size = spec.size_bytes
-            for row, start, path in zip(rows, starts, paths, strict=True):
-                descriptor = self._files.descriptor(path)
-                try:
-                    count = os.preadv(descriptor, [row], start)
-                except OSError:
-                    count = -1
-                if count != size:  # again, with the error told
-                    read_exactly(descriptor, [row], start, path)
+            try:
+                for row, start, descriptor in zip(rows, starts, descriptors, strict=True):
+                    if preadv(descriptor, (row,), start) != size:
+                        raise OSError(errno.EIO, "short read")
+            except OSError:  # once more, carefully, and with the file's name
+                for row, start, number in zip(rows, starts, segments, strict=True):
+                    read_exactly(opened[number], [row], start, self._table.segments[number].path)
             arrays[spec.name] = array
         return arrays
 
