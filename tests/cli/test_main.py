@@ -69,3 +69,17 @@ def test_init_makes_a_foundry_and_prints_json(tmp_path, capsys) -> None:
     assert cli_main.run(["init", "--json", *places]) == 0
     assert '"is_new": true' in capsys.readouterr().out
     assert (tmp_path / "root" / "fossil_vault").is_dir()
+
+
+@pytest.mark.parametrize(
+    "command", [["ingest", "x.ndjson"], ["train", "--fossils", "x.ndjson", "--out", "model"]]
+)
+def test_the_emergency_lock_stops_what_starts_something(
+    tmp_path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    places = ["--home", str(tmp_path / "home"), "--root", str(tmp_path / "root")]
+    cli_main.run(["init", *places])
+    cli_main.run(["lock", "--reason", "a test", *places])
+
+    assert cli_main.run([*command, *places]) == 4
+    assert "scf unlock" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from scf.config import FoundryConfig, find_home, load_config
+from scf.core.errors import OperatorError
 from scf.storage.partitions import Drive
 
 P = ParamSpec("P")
@@ -42,6 +43,20 @@ class Context:
     def key_folder(self) -> Path:
         """Where the keys lie."""
         return self.home / "keys"
+
+    def require_clear(self, effect: str) -> None:
+        """Raise EmergencyLocked if the emergency lock of this home is set.
+
+        A command that needs no foundry, such as training by hand, goes on where there is no home.
+        """
+        from scf.control.emergency_lock import EmergencyLock
+
+        try:
+            home = self.home
+        except OperatorError:
+            return
+        if home.is_dir():
+            EmergencyLock(home).require_clear(effect)
 
 
 def common_options(command: Callable[..., R]) -> Callable[..., R]:

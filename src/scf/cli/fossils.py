@@ -37,12 +37,21 @@ def ingest(
     """
     from scf.fertilization.primordial_soup import PrimordialSoupIngestor
 
+    context.require_clear("ingest")
     settings = context.config.vault
+    show = _progress_line()
+
+    def watch(progress: "IngestProgress") -> None:
+        # A long ingest stops at the lock too; what was committed before stays.
+        context.require_clear("the rest of the ingest")
+        if show is not None:
+            show(progress)
+
     num_read = 0
     with _open_vault(context, to_write=not dry_run) as vault:
         ingestor = PrimordialSoupIngestor(
             vault,
-            progress=_progress_line(),
+            progress=watch,
             line_max_bytes=settings.line_max_bytes,
             shard_bytes=settings.shard_bytes,
         )

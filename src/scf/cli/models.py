@@ -50,7 +50,7 @@ def train(
 
     Ctrl-C (or SIGTERM) writes a checkpoint and ends in order; --resume goes on from it.
     """
-    del context
+    context.require_clear("training")
     arguments = ["--fossils", *map(str, (*fossils, *more))]
     if config_file is not None:
         arguments += ["--config", str(config_file)]
