@@ -38,6 +38,15 @@ def test_one_command_and_a_list_of_commands_read_alike(tmp_path: Path) -> None:
         ({"id": "a", "command": "SHIFT_GEAR", "gear": "WARP"}, "gear = 'WARP' is not one of"),
         ({"id": "a", "command": "SHIFT_GEAR", "gear": ["HYPER"]}, "is not one of"),
         ({"id": "a", "command": "PAUSE", "now": True}, "PAUSE has no argument 'now'"),
+        ({"id": "a", "command": "CANCEL"}, "run = None is not the name of a run"),
+        ({"id": "a", "command": "CANCEL", "run": "../x"}, "is not the name of a run"),
+        ({"id": "a", "command": "RUN_NOW", "run": "run-1"}, "RUN_NOW has no argument 'run'"),
+        ({"id": "a", "command": "SET_BUDGET", "budget": "moon", "limit": "1"}, "no budget 'moon'"),
+        (
+            {"id": "a", "command": "SET_BUDGET", "budget": "usd_month", "limit": "lots"},
+            "US dollars",
+        ),
+        ({"id": "a", "command": "SET_BUDGET", "budget": "zk_proofs", "limit": 3}, "is not a text"),
     ],
 )
 def test_a_command_that_is_not_understood_carries_its_fault(

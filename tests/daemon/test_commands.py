@@ -129,3 +129,76 @@ def test_a_day_in_every_gear_costs_no_time_of_ours(works: Works) -> None:
         for _ in range(200):
             clock.advance(86_400 / 200)
             assert conductor.tick().is_idle
+
+
+def test_run_now_plans_on_what_is_there_and_once(works: Works) -> None:
+    """Too few fresh fossils for a run of its own: the operator's word is enough, once."""
+    works.set(auto_release=False, min_fresh_fossils=1000)
+    works.drop("a.ndjson", range(120))
+    works.until_idle()
+    assert works.runs() == []
+
+    assert works.cli("run-now") == 0
+    works.until_idle()
+    assert [run.state for run in works.runs()] == [State.PROMOTED]
+
+    works.cli("run-now")
+    works.until_idle()
+    _, second = works.runs()  # the champion changed, so this is another situation
+    assert second.facts["parent"]["generation"] == "ebdm_gen0001"
+    with works.conductor() as (conductor, _):
+        assert conductor.tick().is_idle
+
+
+def test_run_now_on_an_empty_vault_is_said_and_done_with(works: Works) -> None:
+    works.cli("run-now")
+    lines: list[str] = []
+    works.until_idle(lines.append)
+
+    assert any(line.startswith("run-now: not possible") for line in lines)
+    assert works.runs() == []
+
+
+def test_a_cancelled_run_ends_its_job_and_is_not_made_again(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the job ends, then the run; the same fossils start no second one."""
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 60}))
+    works.drop("a.ndjson", range(120))
+    with works.conductor() as (conductor, _):
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.SUBMITTED})))
+        (run,) = conductor.store.runs()
+        order(works, {"id": "c", "command": "CANCEL", "run": run.run_id})
+        order_again = {"id": "d", "command": "CANCEL", "run": run.run_id}
+        tick_until(conductor, lambda tick: tick.is_idle)
+        (attempt,) = conductor.store.attempts(run.run_id)
+        assert attempt.exit_reason == "cancelled"
+        assert conductor.store.run(run.run_id).state is State.CANCELLED
+        order(works, order_again)
+        conductor.tick()
+    assert acks(works) == [("c", "done"), ("d", "error")]
+    works.cli("run-now")
+    works.until_idle()
+    assert [run.state for run in works.runs()] == [State.CANCELLED]
+
+
+def test_a_run_that_waits_for_its_retry_is_cancelled_at_once_even_when_paused(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_exit": 9}))
+    works.drop("a.ndjson", range(120))
+    with works.conductor() as (conductor, _):
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.LOST})))
+        (run,) = conductor.store.runs()
+        order(
+            works,
+            {
+                "commands": [
+                    {"id": "p", "command": "PAUSE"},
+                    {"id": "c", "command": "CANCEL", "run": run.run_id},
+                    {"id": "x", "command": "CANCEL", "run": "run-0123456789ab"},
+                ]
+            },
+        )
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.CANCELLED})))
+    assert acks(works) == [("p", "done"), ("c", "done"), ("x", "error")]

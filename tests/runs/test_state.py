@@ -38,7 +38,12 @@ def test_nothing_is_promoted_that_was_not_verified_and_proven() -> None:
 
 
 def test_what_has_ended_stays_ended() -> None:
-    assert {State.RELEASED, State.QUARANTINED, State.REJECTED, State.FAILED} == ENDED
+    ends = {State.RELEASED, State.QUARANTINED, State.REJECTED, State.FAILED, State.CANCELLED}
+    assert ends == ENDED
+
+
+def test_whatever_is_under_way_can_be_cancelled_and_nothing_else_can() -> None:
+    assert {state for state in State if State.CANCELLED in MOVES[state]} == ACTIVE
 
 
 def test_a_refused_move_says_what_is_allowed() -> None:

@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pause": ("operate", "pause", "Start nothing new until `scf resume`."),
     "resume": ("operate", "resume", "Go on after `scf pause`."),
     "stop": ("operate", "stop", "Ask the conductor to stop."),
+    "run-now": ("operate", "run_now", "Start a run on what is there now."),
+    "cancel": ("operate", "cancel", "End a run; no other try is made."),
     "lock": ("operate", "lock", "Emergency stop: end jobs, start nothing."),
     "unlock": ("operate", "unlock", "Release the emergency lock, with a reason."),
     "runs": ("operate", "runs", "List runs."),

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from scf.cli.common import Context, common_options, emit, json_option, talk
-from scf.control.control_file import GEAR_FLOORS_S, STOP_MODES, ControlFile
+from scf.control.control_file import AUTO_GEAR, GEAR_FLOORS_S, STOP_MODES, ControlFile
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import SystemClock
 from scf.core.errors import NothingToDo, OperatorError, UsageError
@@ -43,14 +43,35 @@ def daemon_run(context: Context, once: bool, until_idle: bool, gear: str | None)
     run_daemon(context.config, once=once, until_idle=until_idle, gear=gear, talk=talk)
 
 
+@daemon.command("plan")
+@json_option
+@common_options
+def daemon_plan(context: Context, as_json: bool) -> None:
+    """What the conductor would do now, and why; does nothing.
+
+    `>` marks what the next tick would do, `.` what it waits with.
+    """
+    from scf.daemon.foresight import foresee
+
+    found = foresee(context.config, SystemClock())
+    if as_json:
+        emit({"schema_version": 1, "intentions": [intention.to_json() for intention in found]})
+        return
+    for intention in found:
+        mark = ">" if intention.now else "."
+        click.echo(f"{mark} {intention.what:8} {intention.subject}: {intention.why}")
+
+
 @click.command()
-@click.argument("name", type=click.Choice(tuple(GEAR_FLOORS_S), case_sensitive=False))
+@click.argument(
+    "name", type=click.Choice((*GEAR_FLOORS_S, AUTO_GEAR), case_sensitive=False), metavar="GEAR"
+)
 @common_options
 def gear(context: Context, name: str) -> None:
     """Shift the conductor's gear: how often it looks.
 
-    STANDARD 5 s, ACCELERATED 1 s, HYPER 0.1 s, SINGULARITY 0.05 s. Safety checks do not depend on
-    it.
+    STANDARD 5 s, ACCELERATED 1 s, HYPER 0.1 s, SINGULARITY 0.05 s; AUTO shifts by what waits, until
+    a gear is named again. Safety checks do not depend on it.
     """
     _ask(context, "SHIFT_GEAR", {"gear": name})
 
@@ -85,6 +106,28 @@ def stop(context: Context, mode: str) -> None:
     if not is_running(context.home):
         raise NothingToDo(f"no daemon is running for {context.home}")
     _ask(context, "STOP", {"mode": mode})
+
+
+@click.command("run-now")
+@common_options
+def run_now(context: Context) -> None:
+    """Start a run on what the vault holds now, however little of it is fresh.
+
+    A run on just the same fossils, settings and parent is never made twice.
+    """
+    _ask(context, "RUN_NOW", {})
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@common_options
+def cancel(context: Context, run_id: str) -> None:
+    """End a run: its job may save its state, and no other try is made."""
+    with _store(context) as store:
+        if store is None:
+            raise UsageError(f"no run {run_id!r}", remedy="`scf runs` lists them.")
+        store.run(run_id)
+    _ask(context, "CANCEL", {"run": run_id})
 
 
 @click.command()
@@ -266,5 +309,6 @@ def _ask(context: Context, name: str, arguments: dict[str, str]) -> None:
 
 
 __all__ = [
-    "daemon", "gear", "lock", "pause", "resume", "run", "runs", "status", "stop", "unlock",
+    "cancel", "daemon", "gear", "lock", "pause", "resume", "run", "run_now", "runs", "status",
+    "stop", "unlock",
 ]  # fmt: skip

@@ -7,14 +7,16 @@ left alone until it is; a command that is not understood is answered with an err
 stays as it was.
 """
 
+import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from scf.control.budget import check_limit
 from scf.core.canonical import parse_json
 from scf.core.clock import utc_text
 from scf.core.errors import InputError, UsageError
@@ -28,23 +30,63 @@ _WRITERS_LOCK_NAME = "control.lock"
 GEAR_FLOORS_S: Mapping[str, float] = MappingProxyType(
     {"STANDARD": 5.0, "ACCELERATED": 1.0, "HYPER": 0.1, "SINGULARITY": 0.05}
 )
+# The conductor shifts by itself: up when work waits, down when it has been quiet.
+AUTO_GEAR = "AUTO"
 STOP_MODES = ("drain", "now")
 
 SIZE_MAX_BYTES = 2**20
 COMMANDS_MAX = 256
 ID_MAX_CHARS = 128
+TEXT_MAX_CHARS = 200
 # How many acknowledgements the file keeps; the state database keeps them all.
 ACKS_KEPT = 256
 WRITER_WAIT_S = 5.0
 
-# What each command takes besides `id` and `command`: argument -> (allowed values, default).
-# A default of None means that the argument must be given.
-_COMMANDS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str | None]]] = MappingProxyType(
+_RUN_ID = re.compile(r"run-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """What a command takes: a check that gives the text to keep, and a default if it may be absent.
+
+    The check raises UsageError with a sentence that begins with the value.
+    """
+
+    check: Callable[[Any], str]
+    default: str | None = None
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise UsageError(f"{value!r} is not one of {', '.join(allowed)}")
+        return str(value)
+
+    return check
+
+
+def _run_id(value: Any) -> str:
+    if not isinstance(value, str) or not _RUN_ID.fullmatch(value):
+        raise UsageError(f"{value!r} is not the name of a run, such as run-0123456789ab")
+    return value
+
+
+def _some_text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= TEXT_MAX_CHARS:
+        raise UsageError(f"{value!r} is not a text of 1 to {TEXT_MAX_CHARS} characters")
+    return value
+
+
+# What each command takes besides `id` and `command`.
+_COMMANDS: Mapping[str, Mapping[str, _Argument]] = MappingProxyType(
     {
-        "SHIFT_GEAR": {"gear": (tuple(GEAR_FLOORS_S), None)},
+        "SHIFT_GEAR": {"gear": _Argument(_one_of(*GEAR_FLOORS_S, AUTO_GEAR))},
         "PAUSE": {},
         "RESUME": {},
-        "STOP": {"mode": (STOP_MODES, "drain")},
+        "STOP": {"mode": _Argument(_one_of(*STOP_MODES), "drain")},
+        "RUN_NOW": {},
+        "CANCEL": {"run": _Argument(_run_id)},
+        "SET_BUDGET": {"budget": _Argument(_some_text), "limit": _Argument(_some_text)},
     }
 )
 # For people; kept, not acted on.
@@ -57,7 +99,7 @@ class Command:
 
     Attributes:
         id: The writer's name for this request.
-        name: `SHIFT_GEAR`, `PAUSE`, `RESUME` or `STOP`.
+        name: One of the names in `docs/formats/control.md`, such as `SHIFT_GEAR`.
         arguments: Checked arguments, defaults filled in.
         fault: Why it cannot be acted on; None for a command that is understood.
     """
@@ -191,11 +233,14 @@ def check_arguments(name: str, given: Mapping[str, Any]) -> dict[str, str]:
             allowed = ", ".join(known) or "none"
             raise UsageError(f"{name} has no argument {key!r}; known: {allowed}")
     arguments: dict[str, str] = {}
-    for key, (allowed_values, default) in known.items():
-        value = given.get(key, default)
-        if value not in allowed_values:
-            raise UsageError(f"{name}: {key} = {value!r} is not one of {', '.join(allowed_values)}")
-        arguments[key] = str(value)
+    for key, argument in known.items():
+        value = given.get(key, argument.default)
+        try:
+            arguments[key] = argument.check(value)
+        except UsageError as error:
+            raise UsageError(f"{name}: {key} = {error}") from error
+    if name == "SET_BUDGET":
+        check_limit(arguments["budget"], arguments["limit"])
     return arguments
 
 

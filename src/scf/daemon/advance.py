@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from scf.core.errors import BudgetExceeded, DoorError, DriveError, EmergencyLocked
-from scf.daemon.pipeline import RECORDING, STAGES, Bench, Move, Retry, Step, Wait
+from scf.daemon.commands import CANCELS
+from scf.daemon.pipeline import RECORDING, STAGES, Bench, Move, Retry, Step, Wait, cancel
 from scf.dispatch.job import ExitReason
 from scf.runs.record import AttemptEnd, Run
-from scf.runs.state import MOVES, State
+from scf.runs.state import ACTIVE, MOVES, State
 from scf.storage.failpoint import failpoint
 
 BACKOFF_FIRST_S = 5.0
@@ -56,7 +57,8 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
     Raises:
         EmergencyLocked, DriveError: Not the run's fault; it stays where it is.
     """
-    step = _try_stage(run, bench, log)
+    cancels = bench.store.get(CANCELS, {})
+    step = _try_stage(run, bench, log, is_cancelled=run.run_id in cancels)
     if isinstance(step, Wait):
         return Progress(run, moved=False, waiting=step.reason, attempt_id=step.attempt_id)
     now = bench.rooms.clock.now()
@@ -94,12 +96,14 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
         reason=step.reason,
     )
     talk(f"{run.run_id}: {step.to}: {step.reason}")
+    if run.run_id in cancels and moved.state not in ACTIVE:
+        bench.store.set(CANCELS, {k: v for k, v in cancels.items() if k != run.run_id})
     return Progress(moved, moved=True)
 
 
-def _try_stage(run: Run, bench: Bench, log: Any) -> Step:
+def _try_stage(run: Run, bench: Bench, log: Any, *, is_cancelled: bool) -> Step:
     try:
-        step = STAGES[run.state](run, bench)
+        step = (cancel if is_cancelled else STAGES[run.state])(run, bench)
         if not isinstance(step, Wait):
             failpoint("pipeline.effect_done")
         return step

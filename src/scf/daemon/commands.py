@@ -1,25 +1,43 @@
-"""The operator's commands, obeyed once each: gear, pause, resume, stop."""
+"""The operator's commands, obeyed once each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scf.control.control_file import ACKS_KEPT, GEAR_FLOORS_S, Ack, Command, ControlFile
+from scf.control.budget import LIMITS, check_limit
+from scf.control.control_file import (
+    ACKS_KEPT,
+    AUTO_GEAR,
+    GEAR_FLOORS_S,
+    Ack,
+    Command,
+    ControlFile,
+)
 from scf.core.clock import Clock
+from scf.core.errors import UsageError
+from scf.daemon.gears import GearBox
+from scf.runs.state import ACTIVE
 from scf.runs.store import RunStore
 
 GEAR = "operator.gear"
 IS_PAUSED = "operator.is_paused"
+RUN_NOW = "operator.run_now"
+# {run: who asked}, until each has come to its end.
+CANCELS = "operator.cancels"
+# {name: value}: limits that are not the drive's; {partition: bytes} that the drive does not know.
+LIMITS_SET = "operator.limits"
+ROOM_PENDING = "operator.room_pending"
 
 
 class Operator:
     """What the operator has asked for.
 
-    Gear and pause are remembered in `runs.db` and outlive a restart; a stop is for the daemon that
-    reads it.
+    Everything but a stop is remembered in `runs.db` and outlives a restart; a stop is for the
+    daemon that reads it.
 
     Attributes:
         stopping: None, `drain` (let jobs end) or `now` (ask jobs to save and end).
+        box: The automatic gear, in force while the operator has asked for AUTO.
     """
 
     def __init__(
@@ -40,13 +58,29 @@ class Operator:
         self._talk = talk
         self._told_fault: str | None = None
         self.stopping: str | None = None
+        self.box = GearBox()
+        self._acts: Mapping[str, Callable[[Command], tuple[str, dict[str, Any]]]] = {
+            "SHIFT_GEAR": self._shift_gear,
+            "PAUSE": self._pause,
+            "RESUME": self._resume,
+            "STOP": self._stop,
+            "RUN_NOW": self._run_now,
+            "CANCEL": self._cancel,
+            "SET_BUDGET": self._set_budget,
+        }
         if [ack["id"] for ack in store.acks(limit=ACKS_KEPT)] != list(self._file.acks()):
             self._show_acks()
 
     @property
     def gear(self) -> str:
-        """The gear in force: the operator's, else the configured one."""
-        return str(self._store.get(GEAR, self._default_gear))
+        """The gear in force: what the operator chose, else the configured one, else the box's."""
+        asked = str(self._store.get(GEAR, self._default_gear))
+        return self.box.gear if asked == AUTO_GEAR else asked
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the conductor shifts by itself."""
+        return bool(self._store.get(GEAR, self._default_gear) == AUTO_GEAR)
 
     @property
     def floor_s(self) -> float:
@@ -56,6 +90,12 @@ class Operator:
     @property
     def is_paused(self) -> bool:
         return bool(self._store.get(IS_PAUSED, default=False))
+
+    def feel(self, backlog: int) -> None:
+        """Let the automatic gear follow the backlog. A gear chosen by hand is never touched."""
+        if self.box.shift(backlog, self._clock.monotonic()) and self.is_auto:
+            self._log.info("gear.shifted", gear=self.box.gear, backlog=backlog)
+            self._talk(f"gear {self.box.gear}: {backlog} waiting")
 
     def obey(self) -> bool:
         """Read `control.json` if it changed, act on what is new, answer. True if anything was."""
@@ -79,24 +119,60 @@ class Operator:
 
     def _act(self, command: Command) -> None:
         sets: dict[str, Any] = {}
-        status, message = "done", ""
-        if command.fault is not None:
-            status, message = "error", command.fault
-        elif command.name == "SHIFT_GEAR":
-            gear = command.arguments["gear"]
-            sets, message = {GEAR: gear}, f"gear {gear}: a look every {GEAR_FLOORS_S[gear]:g} s"
-        elif command.name == "PAUSE":
-            sets, message = {IS_PAUSED: True}, "nothing new is started; running jobs go on"
-        elif command.name == "RESUME":
-            sets, message = {IS_PAUSED: False}, "going on"
-        elif command.name == "STOP":
-            self.stopping = command.arguments["mode"]
-            message = f"stopping ({self.stopping})"
+        status = "done"
+        try:
+            if command.fault is not None:
+                raise UsageError(command.fault)
+            message, sets = self._acts[command.name](command)
+        except UsageError as refused:
+            status, message = "error", " ".join(filter(None, (str(refused), refused.remedy)))
         if self._store.acknowledge(command.id, status, message, sets=sets):
             self._log.info(
                 "control.command", id=command.id, command=command.name, status=status, said=message
             )
             self._talk(f"{command.name}: {message}")
 
+    def _shift_gear(self, command: Command) -> tuple[str, dict[str, Any]]:
+        gear = command.arguments["gear"]
+        if gear == AUTO_GEAR:
+            return "gear AUTO: shifts by what waits", {GEAR: gear}
+        return f"gear {gear}: a look every {GEAR_FLOORS_S[gear]:g} s", {GEAR: gear}
+
+    def _pause(self, command: Command) -> tuple[str, dict[str, Any]]:
+        return "nothing new is started; running jobs go on", {IS_PAUSED: True}
+
+    def _resume(self, command: Command) -> tuple[str, dict[str, Any]]:
+        return "going on", {IS_PAUSED: False}
+
+    def _stop(self, command: Command) -> tuple[str, dict[str, Any]]:
+        self.stopping = command.arguments["mode"]
+        return f"stopping ({self.stopping})", {}
+
+    def _run_now(self, command: Command) -> tuple[str, dict[str, Any]]:
+        active = self._store.runs(ACTIVE)
+        after = f", once {active[0].run_id} is through" if active else ""
+        return f"planning on what the vault holds now{after}", {RUN_NOW: command.id}
+
+    def _cancel(self, command: Command) -> tuple[str, dict[str, Any]]:
+        run = self._store.run(command.arguments["run"])
+        if run.state not in ACTIVE:
+            raise UsageError(f"{run.run_id} has come to its end already: {run.state}")
+        asked = {**self._store.get(CANCELS, {}), run.run_id: command.id}
+        return f"{run.run_id} is being cancelled; its job may save its state", {CANCELS: asked}
+
+    def _set_budget(self, command: Command) -> tuple[str, dict[str, Any]]:
+        limit, value = check_limit(command.arguments["budget"], command.arguments["limit"])
+        key = ROOM_PENDING if limit.is_partition else LIMITS_SET
+        return f"{limit.name}: {limit.show(value)}", {
+            key: {**self._store.get(key, {}), limit.name: value}
+        }
+
     def _show_acks(self) -> None:
         self._file.write_acks(Ack(**ack) for ack in self._store.acks(limit=ACKS_KEPT))
+
+
+def limit_of(store: RunStore, name: str) -> float:
+    """A limit that is not the drive's: what the operator set, else its default."""
+    default = LIMITS[name].default
+    assert default is not None, f"{name} is kept by the drive"
+    return float(store.get(LIMITS_SET, {}).get(name, default))

@@ -14,9 +14,11 @@ from scf.core.errors import (
     DriveError,
     EmergencyLocked,
     InputError,
+    NothingToDo,
 )
 from scf.core.units import format_duration
 from scf.daemon.advance import BACKOFF_FIRST_S, backoff_s
+from scf.daemon.commands import RUN_NOW
 from scf.daemon.orient import describe, may_plan, orient
 from scf.daemon.pipeline import Bench
 from scf.daemon.pulse import Dropped, Pulse, Signs
@@ -55,11 +57,18 @@ class Errands:
         dropped = next((d for d in signs.dropped if self._is_due(f"ingest {d.name}")), None)
         if dropped is not None:
             did |= self._try(f"ingest {dropped.name}", lambda: self.ingest(dropped))
+        elif self.is_asked_to_run and may_plan(self.bench.store):
+            did |= self._try("plan", self.plan_on_request)
         elif signs.is_settled and signs.fresh_fossils >= min_fresh and may_plan(self.bench.store):
             did |= self._try("plan", self.plan)
         if auto_release:
             did |= self._try("release", self.release)
         return did
+
+    @property
+    def is_asked_to_run(self) -> bool:
+        """Whether the operator asked for a run and has not had an answer."""
+        return self.bench.store.get(RUN_NOW) is not None
 
     def waiting(self, *, tries_max: int) -> list[str]:
         """Errands that failed, fewer than `tries_max` times: worth waiting for."""
@@ -124,6 +133,17 @@ class Errands:
             self.log.info("run.discovered", run=run.run_id, **run.facts)
             self.talk(f"{run.run_id}: {run.state}: {describe(run)}")
         return is_new
+
+    def plan_on_request(self) -> bool:
+        """The operator asked for a run now: on what is there, however little is fresh."""
+        try:
+            if not self.plan():
+                self.talk("run-now: a run on just this was made before; see `scf runs`")
+        except (InputError, NothingToDo) as error:
+            self.log.warning("run_now.refused", error=str(error))
+            self.talk(f"run-now: not possible: {error}")
+        self.bench.store.set(RUN_NOW, None)
+        return True
 
     def release(self) -> bool:
         """Pack this week's release, once; mark the run that is in it."""

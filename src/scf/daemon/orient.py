@@ -6,13 +6,14 @@ so a conductor that crashed between seeing and noting, or that sees twice, makes
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from scf.config import TrainingSettings
-from scf.daemon.rooms import Rooms
+from scf.daemon.rooms import Rooms, Shelves
 from scf.runs.record import Run
 from scf.runs.state import ACTIVE
-from scf.runs.store import RunStore
+from scf.runs.store import RunStore, run_id_of
 
 INTENT_SCHEMA = "scf.intent/1"
 KIND = "train_ebdm"
@@ -27,14 +28,38 @@ def may_plan(store: RunStore) -> bool:
     return all(run.not_before is not None for run in store.runs(ACTIVE))
 
 
-def orient(rooms: Rooms, store: RunStore) -> tuple[Run, bool]:
-    """Plan on all that the vault holds, and note the intent: (run, whether it is new)."""
-    champion = rooms.champion()
-    parent_plan = rooms.plan_of(champion) if champion is not None else None
-    plan = rooms.make_plan(parent_plan)
+@dataclass(frozen=True)
+class Situation:
+    """What would be made now, and out of what.
+
+    Attributes:
+        intent: Its hash names the run.
+        plan: The batch plan's JSON.
+        facts: For people and for the stages.
+    """
+
+    intent: dict[str, Any]
+    plan: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """The run that this is, or would be."""
+        return run_id_of(self.intent)
+
+
+def situation(shelves: Shelves) -> Situation:
+    """Plan on all that the vault holds. Changes nothing.
+
+    Raises:
+        InputError: No plan can be made of it, such as of an empty vault.
+    """
+    champion = shelves.champion()
+    parent_plan = shelves.plan_of(champion) if champion is not None else None
+    plan = shelves.make_plan(parent_plan)
     parent = (
         {"generation": champion.name, "checkpoint_digest": champion.checkpoint_digest}
-        if champion is not None and rooms.can_go_on_from(champion)
+        if champion is not None and shelves.can_go_on_from(champion)
         else None
     )
     facts = {
@@ -43,8 +68,14 @@ def orient(rooms: Rooms, store: RunStore) -> tuple[Run, bool]:
         "merkle_root": plan.merkle_root,
         "parent": parent,
     }
-    intent = make_intent(plan.plan_id, rooms.config.training, parent)
-    return store.add_run(intent, plan.to_json(), facts=facts)
+    intent = make_intent(plan.plan_id, shelves.config.training, parent)
+    return Situation(intent, plan.to_json(), facts)
+
+
+def orient(rooms: Rooms, store: RunStore) -> tuple[Run, bool]:
+    """Plan on all that the vault holds, and note the intent: (run, whether it is new)."""
+    found = situation(rooms)
+    return store.add_run(found.intent, found.plan, facts=found.facts)
 
 
 def make_intent(

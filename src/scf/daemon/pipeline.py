@@ -40,6 +40,8 @@ MEASURE = "measure"
 LOCAL_JOBS_MAX = 1
 # A worker ends its program at the deadline; one that is still there so much later is ended for it.
 DEADLINE_GRACE_S = 60.0
+# A job that was asked to end for a cancelled run may save its state for so long.
+CANCEL_GRACE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,14 @@ class Bench:
         store: States and attempts.
         max_attempts: Tries before a run is parked.
         seen_running: When each open attempt was first seen running by this daemon (monotonic).
+        told_to_end: When each attempt of a cancelled run was told to end, likewise.
     """
 
     rooms: Rooms
     store: RunStore
     max_attempts: int
     seen_running: dict[str, float] = field(default_factory=dict)
+    told_to_end: dict[str, float] = field(default_factory=dict)
 
 
 Stage = Callable[[Run, Bench], Step]
@@ -248,6 +252,27 @@ def promote(run: Run, bench: Bench) -> Step:
         proof=run.facts["proof"],
     )
     return Move(State.PROMOTED, f"it is {generation.name}", facts={"generation": generation.name})
+
+
+def cancel(run: Run, bench: Bench) -> Step:
+    """Any active state: the operator wants its end. First its job ends, then the run does."""
+    door, now = bench.rooms.door, bench.rooms.clock.monotonic()
+    ends: list[AttemptEnd] = []
+    for attempt in (a for a in bench.store.attempts(run.run_id) if a.is_open):
+        since = bench.told_to_end.get(attempt.attempt_id)
+        if since is None or now - since > CANCEL_GRACE_S:
+            # Also where the door does not know it: then it never starts.
+            door.cancel(attempt.attempt_id, at_once=since is not None)
+            bench.told_to_end[attempt.attempt_id] = now
+        status = door.poll(attempt.attempt_id)
+        if status.phase is JobPhase.RUNNING:
+            return Wait("its job is ending", attempt.attempt_id)
+        ended = status.exit or JobExit(ExitReason.CANCELLED, "it never started")
+        ends.append(_receipt(attempt, ended, status, bench))
+    if len(ends) > 1:
+        return Retry("cancelled; its attempts are being closed", counts=False, waits=False,
+                     ends=ends[0])  # fmt: skip
+    return Move(State.CANCELLED, "the operator asked for it", ends=ends[0] if ends else None)
 
 
 # What is done with a run that stands in a state. PROMOTED is left by the weekly release.

@@ -43,63 +43,23 @@ def open_local_door(jobs: Folder, home: Path) -> Dispatcher:
 
 
 @dataclass
-class Rooms:
-    """One drive's rooms, open.
+class Shelves:
+    """What can be looked up and thought of on a drive; nothing here changes what lies on it.
 
     Attributes:
         config: All settings.
         drive: The drive they are on.
-        jobs: Where job bundles lie.
-        door: Where jobs run.
-        audit: The audit log, open for writing.
         clock: Time.
     """
 
     config: FoundryConfig
     drive: Drive
-    jobs: Folder
-    door: Dispatcher
-    audit: AuditLog
     clock: Clock
-
-    @classmethod
-    def open(cls, config: FoundryConfig, clock: Clock, open_door: OpenDoor) -> "Rooms":
-        """Open everything on the configured drive.
-
-        Raises:
-            DriveMissing: The drive is not there, or it is not the one that this home belongs to.
-            KeyMissing: There are no keys: `scf init` was not run.
-        """
-        drive = own_drive(config)
-        signer = load_signer(config.home / "keys", "foundry")
-        jobs = drive.folder("system_cache", "jobs")
-        folder = drive.folder("zk_proofs", "audit")
-        audit = AuditLog.open(folder, config.home, signer, clock=clock)
-        return cls(config, drive, jobs, open_door(jobs, config.home), audit, clock)
 
     @property
     def vault_folder(self) -> Path:
         """`fossil_vault` on the drive."""
         return self.drive.root / "fossil_vault"
-
-    def signer(self, role: str) -> Signer:
-        """A signer, opened for this one use."""
-        return load_signer(self.config.home / "keys", role)
-
-    def ingest(self, path: Path, on_progress: Callable[[int], None]) -> "IngestReport":
-        """Take one file in; `on_progress` gets the number of records met, and may raise to stop."""
-        from scf.fertilization.primordial_soup import PrimordialSoupIngestor
-        from scf.vault.journal import Vault
-
-        settings = self.config.vault
-        with Vault.open(self.drive, self.config.home, self.signer("vault")) as vault:
-            ingestor = PrimordialSoupIngestor(
-                vault,
-                progress=lambda progress: on_progress(progress.read),
-                line_max_bytes=settings.line_max_bytes,
-                shard_bytes=settings.shard_bytes,
-            )
-            return ingestor.ingest(path)
 
     def make_plan(self, parent: Mapping[str, Any] | None) -> "BatchPlan":
         """A plan over all that the vault holds now; a child keeps what its parent held out."""
@@ -136,6 +96,55 @@ class Rooms:
         config = durable.read_json(generation.checkpoint / "config.json")
         made_with = config.get("training", config) if isinstance(config, dict) else {}
         return bool(made_with.get("preset") == self.config.training.preset)
+
+
+@dataclass
+class Rooms(Shelves):
+    """One drive's rooms, open.
+
+    Attributes:
+        jobs: Where job bundles lie.
+        door: Where jobs run.
+        audit: The audit log, open for writing.
+    """
+
+    jobs: Folder
+    door: Dispatcher
+    audit: AuditLog
+
+    @classmethod
+    def open(cls, config: FoundryConfig, clock: Clock, open_door: OpenDoor) -> "Rooms":
+        """Open everything on the configured drive.
+
+        Raises:
+            DriveMissing: The drive is not there, or it is not the one that this home belongs to.
+            KeyMissing: There are no keys: `scf init` was not run.
+        """
+        drive = own_drive(config)
+        signer = load_signer(config.home / "keys", "foundry")
+        jobs = drive.folder("system_cache", "jobs")
+        folder = drive.folder("zk_proofs", "audit")
+        audit = AuditLog.open(folder, config.home, signer, clock=clock)
+        return cls(config, drive, clock, jobs, open_door(jobs, config.home), audit)
+
+    def signer(self, role: str) -> Signer:
+        """A signer, opened for this one use."""
+        return load_signer(self.config.home / "keys", role)
+
+    def ingest(self, path: Path, on_progress: Callable[[int], None]) -> "IngestReport":
+        """Take one file in; `on_progress` gets the number of records met, and may raise to stop."""
+        from scf.fertilization.primordial_soup import PrimordialSoupIngestor
+        from scf.vault.journal import Vault
+
+        settings = self.config.vault
+        with Vault.open(self.drive, self.config.home, self.signer("vault")) as vault:
+            ingestor = PrimordialSoupIngestor(
+                vault,
+                progress=lambda progress: on_progress(progress.read),
+                line_max_bytes=settings.line_max_bytes,
+                shard_bytes=settings.shard_bytes,
+            )
+            return ingestor.ingest(path)
 
     def promote(
         self,

@@ -32,7 +32,7 @@ from scf.core.errors import (
     ScfError,
 )
 from scf.daemon.advance import advance, is_due
-from scf.daemon.commands import Operator
+from scf.daemon.commands import CANCELS, Operator
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
@@ -121,6 +121,7 @@ class Conductor:
         self._is_stop_passed_on = False
         self._told_of = ""
         self._full: BudgetExceeded | None = None
+        self._num_due = 0
 
     def open(self) -> None:
         """Open the drive's rooms now: a wrong root or a second daemon is noticed at once."""
@@ -209,9 +210,9 @@ class Conductor:
             raise full
         tries_max = settings.max_attempts
         is_plan_due = (
-            signs.fresh_fossils >= settings.min_fresh_fossils
-            and "plan" not in self._errands.given_up(tries_max=tries_max)
-        )
+            signs.fresh_fossils >= settings.min_fresh_fossils or self._errands.is_asked_to_run
+        ) and "plan" not in self._errands.given_up(tries_max=tries_max)
+        self.operator.feel(len(signs.dropped) + signs.unsettled + is_plan_due + self._num_due)
         is_idle = not (
             did
             or is_plan_due
@@ -227,7 +228,13 @@ class Conductor:
         self._full = None
         states = RECORDING if only_recording else ACTIVE
         now = self._clock.now()
-        due = [run for run in self.store.runs(states) if is_due(run, now)]
+        cancels = self.store.get(CANCELS, {})
+        due = [
+            run
+            for run in self.store.runs(ACTIVE if cancels else states)
+            if run.run_id in cancels or (run.state in states and is_due(run, now))
+        ]
+        self._num_due = len(due)
         for run in due[:RUNS_PER_TICK_MAX]:
             self.lock.require_clear(f"the next stage of {run.run_id}")
             progress = advance(run, self._errands.bench, log=self._log, talk=self._talk)
@@ -277,7 +284,11 @@ class Conductor:
 
     def _show(self, tick: Tick) -> None:
         trouble = str(tick.trouble) if tick.trouble is not None else None
-        about = {"gear": self.operator.gear, "trouble": trouble}
+        about = {
+            "gear": self.operator.gear,
+            "gear_is_auto": self.operator.is_auto,
+            "trouble": trouble,
+        }
         if self._heartbeat.show(tick.state, **about):
             self._log.info("daemon.state", state=str(tick.state), trouble=trouble)
             if tick.trouble is not None:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from scf.config import FoundryConfig
+from scf.control.control_file import AUTO_GEAR
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import SystemClock
 from scf.core.errors import DriveError, InputError
 from scf.core.identity import sha256_hex
+from scf.daemon.commands import GEAR, IS_PAUSED
+from scf.daemon.gears import GEARS
 from scf.daemon.heartbeat import DaemonState, read_state
 from scf.runs.store import DATABASE_NAME, RunStore
 from scf.storage import durable
@@ -42,8 +45,11 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
         state = DaemonState.DRIVE_MISSING
     with reading_store(config.home) as store:
         counts = store.counts() if store is not None else {}
-        gear = store.get("operator.gear", config.daemon.gear) if store else config.daemon.gear
-        is_paused = bool(store.get("operator.is_paused", default=False)) if store else False
+        gear = store.get(GEAR, config.daemon.gear) if store else config.daemon.gear
+        is_auto = gear == AUTO_GEAR
+        if is_auto:
+            gear = shown.get("gear", GEARS[0])
+        is_paused = bool(store.get(IS_PAUSED, default=False)) if store else False
         generation = _champion(drive)
         release = _newest_release(drive)
         return {
@@ -51,6 +57,7 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
             "state": str(state),
             "trouble": shown.get("trouble"),
             "gear": str(gear),
+            "gear_is_auto": is_auto,
             "is_paused": is_paused,
             "emergency_lock": is_locked,
             "home": str(config.home),
@@ -68,7 +75,9 @@ def standing_text(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = [
         f"state       {found['state']}" + (f" ({found['trouble']})" if found["trouble"] else ""),
-        f"gear        {found['gear']}" + (" (paused)" if found["is_paused"] else ""),
+        f"gear        {found['gear']}"
+        + (" (automatic)" if found["gear_is_auto"] else "")
+        + (" (paused)" if found["is_paused"] else ""),
         f"lock        {'SET' if found['emergency_lock'] else 'clear'}",
         f"home        {found['home']}",
         f"root        {found['root'] or '-'}",

@@ -3,6 +3,7 @@
     DISCOVERED → VALIDATED → PLANNED → SUBMITTED → RETURNED → VERIFIED → PROVEN → PROMOTED
          └ QUARANTINED          ↖ LOST ┘              └ REJECTED                      ↓
                                    └ FAILED (also from any state before PROMOTED)  RELEASED
+                                     CANCELLED (likewise, when the operator asks for it)
 
 A move that is not in the table is refused, so that a mistake in the conductor cannot, say, promote
 what was never verified.
@@ -31,9 +32,11 @@ class State(StrEnum):
     LOST = "LOST"
     REJECTED = "REJECTED"
     FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
 
 
 _S = State
+_CANCELLED = {_S.CANCELLED: "the operator asked for its end, and no job of it runs any more"}
 
 # from -> {to: what the move means}
 MOVES: Mapping[State, Mapping[State, str]] = MappingProxyType(
@@ -42,36 +45,44 @@ MOVES: Mapping[State, Mapping[State, str]] = MappingProxyType(
             _S.VALIDATED: "every shard of its plan is in the vault as its manifest says",
             _S.QUARANTINED: "a shard of its plan is missing or is not what its manifest says",
             _S.FAILED: "it could not be validated within its tries",
+            **_CANCELLED,
         },
         _S.VALIDATED: {
             _S.PLANNED: "plan, settings and parent are fixed",
             _S.FAILED: "it could not be planned within its tries",
+            **_CANCELLED,
         },
         _S.PLANNED: {
             _S.SUBMITTED: "a door has started its training job",
             _S.FAILED: "no door took it within its tries",
+            **_CANCELLED,
         },
         _S.SUBMITTED: {
             _S.RETURNED: "the checkpoint is here and its files are those of the exit record",
             _S.LOST: "the attempt ended without a checkpoint, for the reason kept",
+            **_CANCELLED,
         },
         _S.LOST: {
             _S.PLANNED: "it is tried again",
             _S.FAILED: "parked: it would fail again, or its tries are used up",
+            **_CANCELLED,
         },
         _S.RETURNED: {
             _S.VERIFIED: "measured on held-out fossils, and the gate is for it",
             _S.REJECTED: "measured, and the gate is against it",
             _S.FAILED: "it could not be measured within its tries",
+            **_CANCELLED,
         },
         _S.VERIFIED: {
             _S.PROVEN: "its statement is signed and in the audit log",
             _S.RETURNED: "another champion stands since it was measured, so it is measured again",
             _S.FAILED: "it could not be proven within its tries",
+            **_CANCELLED,
         },
         _S.PROVEN: {
             _S.PROMOTED: "it is a generation of the zoo",
             _S.FAILED: "it could not be promoted within its tries",
+            **_CANCELLED,
         },
         _S.PROMOTED: {
             _S.RELEASED: "it is in a weekly release",
@@ -80,6 +91,7 @@ MOVES: Mapping[State, Mapping[State, str]] = MappingProxyType(
         _S.QUARANTINED: {},
         _S.REJECTED: {},
         _S.FAILED: {},
+        _S.CANCELLED: {},
     }
 )
 

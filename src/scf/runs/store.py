@@ -19,7 +19,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, utc_text
-from scf.core.errors import BudgetExceeded, OperatorError, UsageError
+from scf.core.errors import BudgetExceeded, UsageError
 from scf.core.identity import sha256_hex
 from scf.runs.record import (
     Attempt,
@@ -104,6 +104,11 @@ _MIGRATIONS = (
 )
 
 
+def run_id_of(intent: Mapping[str, Any]) -> str:
+    """The name of the run that an intent is: the same intent is the same run."""
+    return f"run-{sha256_hex(canonical_json(dict(intent)))[:12]}"
+
+
 class RunStore:
     """The database of one home. The daemon's lock sees to it that one process writes."""
 
@@ -118,14 +123,12 @@ class RunStore:
         Raises:
             OperatorError: It is damaged, or was written by a newer scf.
         """
-        path = home / DATABASE_NAME
-        try:
-            return cls(open_database(path, _MIGRATIONS), clock)
-        except OperatorError:
-            # Two processes that open a new database at once (`scf status` beside a starting daemon)
-            # may both set out to make its tables; whoever comes second finds them made. This can go
-            # once `open_database` reads the version under the write lock.
-            return cls(open_database(path, _MIGRATIONS), clock)
+        return cls(open_database(home / DATABASE_NAME, _MIGRATIONS), clock)
+
+    @classmethod
+    def in_memory(cls, clock: Clock) -> "RunStore":
+        """An empty one that is kept nowhere: for looking ahead where there is none yet."""
+        return cls(open_database(Path(":memory:"), _MIGRATIONS), clock)
 
     def close(self) -> None:
         self._db.close()
@@ -137,7 +140,7 @@ class RunStore:
     ) -> tuple[Run, bool]:
         """Note an intent. The same intent is the same run: returns (run, whether it is new)."""
         digest = sha256_hex(canonical_json(intent))
-        run_id = f"run-{digest[:12]}"
+        run_id = run_id_of(intent)
         known = self._db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if known is not None:
             assert known["intent_hash"] == digest, f"two intents share the name {run_id}"
@@ -303,6 +306,15 @@ class RunStore:
             "SELECT * FROM attempts WHERE closed_at IS NULL ORDER BY rowid"
         ).fetchall()
         return [attempt_of(row) for row in rows]
+
+    def cost_usd_since(self, moment: str) -> float:
+        """What receipts of attempts that ended since `moment` (RFC 3339) say they cost."""
+        (total,) = self._db.execute(
+            "SELECT coalesce(sum(json_extract(receipt, '$.cost_usd')), 0.0) FROM attempts "
+            "WHERE closed_at >= ?",
+            (moment,),
+        ).fetchone()
+        return float(total)
 
     # --- transitions and the audit log ---
 

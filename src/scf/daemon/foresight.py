@@ -1,0 +1,188 @@
+"""What would the conductor do now, and why? Looks at everything and does nothing.
+
+The same eyes as the conductor's (`Pulse`, `situation`, `is_due`), so that what is said here is what
+a daemon would do. Works beside a running daemon and without one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from scf.config import FoundryConfig
+from scf.control.control_file import ControlFile
+from scf.control.emergency_lock import EmergencyLock
+from scf.core.clock import Clock
+from scf.core.errors import DriveError, InputError, NothingToDo
+from scf.daemon.advance import is_due
+from scf.daemon.commands import CANCELS, IS_PAUSED, RUN_NOW
+from scf.daemon.errands import RELEASED_WEEK
+from scf.daemon.orient import may_plan, situation
+from scf.daemon.pipeline import LOCAL_JOBS_MAX, RECORDING, STAGES
+from scf.daemon.pulse import Pulse, Signs
+from scf.daemon.rooms import Shelves, own_drive, week_of
+from scf.daemon.standing import reading_store
+from scf.runs.record import Run
+from scf.runs.state import ACTIVE, State
+from scf.runs.store import RunStore
+from scf.vault.journal import JOURNAL
+
+FILES_NAMED_MAX = 10
+
+# What the next stage of a run in this state is, in words.
+_NEXT = {
+    State.DISCOVERED: "check that the shards of its plan are in the vault as their manifests say",
+    State.VALIDATED: "choose a door",
+    State.PLANNED: "start its training job",
+    State.SUBMITTED: "wait for its training job, and take the checkpoint in",
+    State.LOST: "try again, or park it with its reason",
+    State.RETURNED: "measure the checkpoint in a process of its own, and ask the gate",
+    State.VERIFIED: "sign its statement and enter it in the audit log",
+    State.PROVEN: "make it a generation of the zoo, and the champion",
+}
+assert _NEXT.keys() == STAGES.keys()
+
+
+@dataclass(frozen=True)
+class Intention:
+    """One thing that would be done, or is waited with.
+
+    Attributes:
+        what: `ingest`, `plan`, `advance`, `release`, `obey`, `nothing`.
+        subject: A file, a run, a week.
+        now: Whether the next tick would do it.
+        why: The reason, for people.
+    """
+
+    what: str
+    subject: str
+    now: bool
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"what": self.what, "subject": self.subject, "now": self.now, "why": self.why}
+
+
+def foresee(config: FoundryConfig, clock: Clock) -> list[Intention]:
+    """What the next ticks would do, in order. Nothing is written on the drive nor in `runs.db`."""
+    fault = EmergencyLock(config.home).fault()
+    if fault is not None:
+        return [Intention("nothing", str(config.home), now=True, why=f"emergency lock: {fault}")]
+    with reading_store(config.home) as kept:
+        store = kept or RunStore.in_memory(clock)
+        try:
+            drive = own_drive(config)
+        except DriveError as missing:
+            return [Intention("nothing", str(config.root), now=True, why=str(missing))]
+        found = list(_intentions(Shelves(config, drive, clock), store))
+        if kept is None:
+            store.close()
+    quiet = Intention("nothing", str(config.home), now=True, why="nothing is left to do")
+    return found or [quiet]
+
+
+def _intentions(shelves: Shelves, store: RunStore) -> Iterator[Intention]:
+    reading = ControlFile(shelves.config.home).read_if_changed()
+    for command in reading.commands if reading else ():
+        if not store.has_ack(command.id):
+            why = command.fault or "asked in control.json"
+            yield Intention("obey", f"{command.name} ({command.id})", now=True, why=why)
+    is_paused = bool(store.get(IS_PAUSED, default=False))
+    settings = shelves.config.daemon
+    pulse = Pulse(shelves.vault_folder, store, shelves.clock, settle_s=settings.settle_s)
+    signs = pulse.look(is_hasty=False)
+    yield from _runs(shelves, store, is_paused=is_paused)
+    if is_paused:
+        yield Intention("nothing", "anything new", now=True, why="paused; `scf resume` goes on")
+        return
+    yield from _ingests(signs)
+    yield from _planning(shelves, store, signs)
+    if settings.auto_release:
+        yield from _release(shelves, store)
+
+
+def _runs(shelves: Shelves, store: RunStore, *, is_paused: bool) -> Iterator[Intention]:
+    now = shelves.clock.now()
+    cancels = store.get(CANCELS, {})
+    taken = [attempt.run_id for attempt in store.open_attempts()]
+    for run in store.runs(ACTIVE):
+        if run.run_id in cancels:
+            why = "the operator asked for its end: its job ends, then the run"
+            yield Intention("advance", run.run_id, now=True, why=why)
+            continue
+        hurdle = _hurdle(run, taken)
+        if is_paused and run.state not in RECORDING:
+            hurdle = "paused"
+        elif not is_due(run, now):
+            hurdle = f"it waits until {run.not_before} after: {run.reason}"
+        why = f"{run.state}: {_NEXT[run.state]}" + (f"; waits: {hurdle}" if hurdle else "")
+        yield Intention("advance", run.run_id, now=hurdle is None, why=why)
+
+
+def _hurdle(run: Run, taken: list[str]) -> str | None:
+    others = [run_id for run_id in taken if run_id != run.run_id]
+    needs_door = run.state in {State.PLANNED, State.RETURNED}
+    if needs_door and len(others) >= LOCAL_JOBS_MAX:
+        return f"the door is taken by {others[0]}"
+    return None
+
+
+def _ingests(signs: Signs) -> Iterator[Intention]:
+    for dropped in signs.dropped[:FILES_NAMED_MAX]:
+        why = f"{dropped.size_bytes} bytes, still, and not ingested as it is now"
+        yield Intention("ingest", dropped.name, now=True, why=why)
+    left = len(signs.dropped) - FILES_NAMED_MAX
+    if left > 0:
+        yield Intention("ingest", f"{left} more files", now=False, why="one file a tick")
+    if signs.unsettled:
+        why = "they have changed within `settle_s`"
+        yield Intention("ingest", f"{signs.unsettled} files", now=False, why=why)
+
+
+def _planning(shelves: Shelves, store: RunStore, signs: Signs) -> Iterator[Intention]:
+    least = shelves.config.daemon.min_fresh_fossils
+    is_asked = store.get(RUN_NOW) is not None
+    why = f"{signs.fresh_fossils} fresh fossils, a run starts at {least}"
+    if is_asked:
+        why = "the operator asked for a run now"
+    elif signs.fresh_fossils < least:
+        if signs.fresh_fossils:
+            yield Intention("plan", "a run", now=False, why=why)
+        return
+    try:
+        found = situation(shelves)
+    except (InputError, NothingToDo) as error:
+        yield Intention("plan", "a run", now=False, why=f"no plan can be made: {error}")
+        return
+    known = {run.run_id: run for run in store.runs()}.get(found.run_id)
+    if known is not None:
+        yield Intention("plan", found.run_id, now=False, why=f"it was made: {known.state}")
+        return
+    parent = found.facts["parent"]
+    why += f"; {found.facts['fossils']} fossils in plan {found.facts['plan_id'][:12]}, begins from "
+    why += parent["generation"] if parent else "random weights"
+    hurdles = [
+        (not may_plan(store), "a run is under way"),
+        (bool(signs.dropped), "files are ingested first"),
+        (not (_is_still(shelves) or is_asked), "the vault has changed within `settle_s`"),
+    ]
+    hurdle = next((text for holds, text in hurdles if holds), None)
+    why += f"; waits: {hurdle}" if hurdle else ""
+    yield Intention("plan", found.run_id, now=hurdle is None, why=why)
+
+
+def _is_still(shelves: Shelves) -> bool:
+    """Whether the journal has not changed lately, by its own time: this is our first look."""
+    changed_at = (shelves.vault_folder / JOURNAL).stat().st_mtime
+    age_s = shelves.clock.now().timestamp() - changed_at
+    return not 0 <= age_s < shelves.config.daemon.settle_s
+
+
+def _release(shelves: Shelves, store: RunStore) -> Iterator[Intention]:
+    week = week_of(shelves.clock).isoformat()
+    champion = shelves.champion()
+    if champion is None or store.get(RELEASED_WEEK) == week:
+        return
+    if (shelves.drive.root / "release_history" / f"week-{week}").exists():
+        return
+    why = f"no release of this week yet; {champion.name} is the champion"
+    yield Intention("release", f"week-{week}", now=True, why=why)
