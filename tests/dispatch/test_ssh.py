@@ -152,6 +152,37 @@ def test_a_second_run_sends_only_what_is_missing(
     assert before.items() <= after.items()
 
 
+def test_the_cache_keeps_to_its_budget(
+    sshd: Sshd, places: tuple[Folder, Path], tmp_path: Path
+) -> None:
+    """What was used longest ago goes; what the job needs stays."""
+    door = open_door(sshd.box(tmp_path / "box", cache_max_bytes=8_000), places)
+    old, old_files = vault_job(tmp_path, [5000])
+    door.submit(old, old_files)
+    ended(door)
+    new, new_files = vault_job(tmp_path, [4000], "job-2")
+    door.submit(new, new_files)
+
+    assert ended(door, "job-2").reason is ExitReason.COMPLETED
+    sizes = sorted(path.stat().st_size for path in cached(tmp_path).values())
+    assert sizes[-1] == 4000
+    assert sum(sizes) <= 8_000
+
+
+def test_a_bug_in_a_follower_ends_the_job_with_its_reason(
+    sshd: Sshd, places: tuple[Folder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never a silent thread, and never a loop without end."""
+    door = open_door(sshd.box(tmp_path / "box"), places)
+    monkeypatch.setattr(sending, "send", lambda *_, **__: {}["no such key"])
+    door.submit(tiny(), {})
+
+    record = ended(door)
+
+    assert record.reason is ExitReason.WORKER_ERROR
+    assert "KeyError: 'no such key'" in record.detail
+
+
 def test_a_shard_that_is_not_what_the_plan_says_is_bad_data(
     sshd: Sshd, places: tuple[Folder, Path], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ after a pause that grows. The emergency lock is looked at before a job is starte
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import threading
@@ -31,6 +32,8 @@ from scf.dispatch.remote_state import CancelMark, RemoteJob, RemoteJobs, Stage, 
 from scf.dispatch.returned import OutputsRefused, ReturnLimits
 from scf.dispatch.transfer import BoxFault, SshLink
 from scf.storage.partitions import Folder
+
+_log = logging.getLogger(__name__)
 
 WORKER = ("{python}", "-m", "scf.daemon.gpu_worker")
 
@@ -155,6 +158,9 @@ class Follower:
             pause_s = self._advance(record)
         except (ScfError, OSError) as error:
             return self._troubled(error)
+        except Exception as error:  # noqa: BLE001 - the end of this thread would be seen by nobody
+            _log.exception("%s: a step of its follower failed", self.job_id)
+            return self._troubled(BoxFault(f"{type(error).__name__}: {error}"))
         self._failures = self._faults = 0
         if (after := self._records.read(self.job_id)) is not None and after.trouble is not None:
             self._records.write(self.job_id, dataclasses.replace(after, trouble=None))

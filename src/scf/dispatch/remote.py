@@ -151,6 +151,9 @@ class RemoteDoor:
 
     def _follow(self, job_id: str, *, wake: bool = False) -> None:
         with self._followers_lock:
+            for name, (old, _) in list(self._followers.items()):
+                if name != job_id and not old.is_alive():
+                    del self._followers[name]
             thread, bell = self._followers.get(job_id, (None, threading.Event()))
             if thread is None or not thread.is_alive():
                 if self._closing.is_set():

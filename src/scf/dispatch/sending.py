@@ -71,6 +71,9 @@ def send(
         missing = _checked(link, ready, contents)
         if not missing:
             return Sent(packing, str(ready["root"]), wheel, _placement(ready, wheel))
+        if link.box.cache_max_bytes is not None:
+            room = link.box.cache_max_bytes - sum(row.size_bytes for row in missing)
+            link.call("trim", {"keep": sorted(contents), "cache_max_bytes": max(room, 0)})
         for batch in _batches(missing):
             if is_stopped():
                 return None

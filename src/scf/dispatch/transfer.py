@@ -77,6 +77,8 @@ class SshBox:
         root: Folder there for everything that we keep on it.
         python: Its Python, 3.11 or newer, with what training needs (numpy, torch).
         bandwidth_kib_s: Upper limit for transfers, each way; None for no limit.
+        cache_max_bytes: What was used longest ago leaves the box's cache above this; None for no
+            limit.
         connect_timeout_s: How long a connection may take to come about.
         keepalive_s: A silent link is asked this often, and is cut after three silences.
     """
@@ -90,6 +92,7 @@ class SshBox:
     root: str = ".scf-worker"
     python: str = "python3"
     bandwidth_kib_s: int | None = None
+    cache_max_bytes: int | None = None
     connect_timeout_s: int = 10
     keepalive_s: int = 10
 
@@ -133,10 +136,6 @@ class SshLink:
         _keep(known_hosts, lines.encode())
         socket = _socket_folder() / sha256_hex(str(self._config).encode())[:8]
         _keep(self._config, _ssh_config(self.box, alias, known_hosts, socket).encode())
-
-    def close(self) -> None:
-        """End the shared connection now; unused, it ends by itself after `ControlPersist`."""
-        run_limited(["ssh", "-F", str(self._config), "-O", "exit", self.box.name], limit_s=5.0)
 
     def call(self, verb: str, request: dict[str, Any], *, limit_s: float = 60.0) -> dict[str, Any]:
         """Have `remote_agent` answer a request.
