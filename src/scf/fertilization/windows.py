@@ -3,7 +3,8 @@
 How a window's numbers get into memory is chosen once, by size:
 
 * resident: every file's numbers are in memory since they were indexed;
-* hot: they fit into `memory_bytes`: each group is read once and stays;
+* hot: they fit into `memory_bytes`: each group is read once and stays. Until a window is there,
+  it is served as below;
 * direct: large rows in the shard cache. A reader thread brings the window's blocks into the
   system's page cache, in the order of the disk; each row is then read straight into its place in a
   minibatch. One copy, no window in our own memory, and no view that could be overwritten;
@@ -78,6 +79,9 @@ class Loader:
         """Make these rows ready."""
         raise NotImplementedError
 
+    def follow_up(self, rows: Rows, epoch: int) -> None:
+        """What can be done once the window of these rows is handed over."""
+
     def give_back(self, window: Window) -> None:
         """The window is not used any more."""
 
@@ -127,10 +131,22 @@ class ResidentLoader(Loader):
 
 
 class HotLoader(Loader):
-    """Groups are read when they are first needed, and stay."""
+    """Groups are read when they are first needed, and stay.
 
-    def __init__(self, table: FossilTable, verify: str, groups: Rows) -> None:
+    Args:
+        table: The fossils.
+        verify: When blocks are verified.
+        groups: The groups that are needed.
+        direct: Serves windows that are not in memory yet, so that the first minibatch of a run need
+            not wait for its whole window; what it needs is loaded meanwhile. Without it (small
+            rows), a window is loaded first.
+    """
+
+    def __init__(
+        self, table: FossilTable, verify: str, groups: Rows, direct: "DirectLoader | None"
+    ) -> None:
         super().__init__(table, verify)
+        self._direct = direct
         self._slots = np.full(table.num_groups, -1, np.int32)
         self._slots[groups] = np.arange(len(groups), dtype=np.int32)
         self._is_loaded = np.zeros(table.num_groups, bool)
@@ -144,10 +160,9 @@ class HotLoader(Loader):
     def load(self, rows: Rows, epoch: int) -> Window:
         segments, groups, in_group = self._place(rows)
         is_new = ~self._is_loaded[groups]
-        for group in np.unique(groups[is_new]).tolist():
-            self._load_group(group, self._buffer, int(self._slots[group]), epoch)
-            self._is_loaded[group] = True
-            self._num_missing -= 1
+        if self._direct is not None and is_new.any():
+            return self._direct.load(rows, epoch)
+        self._load_groups(groups[is_new], epoch)
         is_due = (groups % SCRUB_EVERY == epoch % SCRUB_EVERY) & ~is_new
         for group in np.unique(groups[is_due]).tolist():
             self._scrub(group)
@@ -155,6 +170,21 @@ class HotLoader(Loader):
         return Window(
             self._buffer.heads[places], segments, _gather_of(self._buffer.columns, places)
         )
+
+    def follow_up(self, rows: Rows, epoch: int) -> None:
+        _, groups, _ = self._place(rows)
+        self._load_groups(groups[~self._is_loaded[groups]], epoch)
+
+    def close(self) -> None:
+        super().close()
+        if self._direct is not None:
+            self._direct.close()
+
+    def _load_groups(self, groups: Rows, epoch: int) -> None:
+        for group in np.unique(groups).tolist():
+            self._load_group(group, self._buffer, int(self._slots[group]), epoch)
+            self._is_loaded[group] = True
+            self._num_missing -= 1
 
     def _scrub(self, group: int) -> None:
         """Look at the disk again, though the numbers are here: rot is to be found early."""
@@ -306,14 +336,15 @@ def loader_for(
     if resident is not None:
         return ResidentLoader(table, *resident)
     row_bytes = sum(spec.size_bytes for spec in table.kind.specs)
+    is_cached = all(isinstance(segment, CachedSegment) for segment in table.segments)
+    direct: DirectLoader | None = None
+    if is_cached and row_bytes >= DIRECT_ROW_BYTES and verify != ALWAYS:
+        direct = DirectLoader(table, verify, window_records * row_bytes)
     if verify != ALWAYS:
         groups = table.selected_groups()
         if len(groups) * GROUP_ROWS * (row_bytes + HEAD.itemsize) <= memory_bytes:
-            return HotLoader(table, verify, groups)
-    is_cached = all(isinstance(segment, CachedSegment) for segment in table.segments)
-    if is_cached and row_bytes >= DIRECT_ROW_BYTES and verify != ALWAYS:
-        return DirectLoader(table, verify, window_records * row_bytes)
-    return WindowedLoader(table, verify)
+            return HotLoader(table, verify, groups, direct)
+    return direct or WindowedLoader(table, verify)
 
 
 def read_windows(
@@ -373,7 +404,9 @@ class _Reader:
                 self._may_load.acquire()
                 if self._is_stopped.is_set():
                     return
-                self._ready.put(self._loader.load(self._order(number), self._epoch))
+                rows = self._order(number)
+                self._ready.put(self._loader.load(rows, self._epoch))
+                self._loader.follow_up(rows, self._epoch)
             self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
             self._ready.put(error)
