@@ -128,3 +128,61 @@ def test_validate_judges_files_and_cids(scf, tmp_path: Path) -> None:
     code, out, _ = scf("fossil", "validate", bad, "--json")
     assert code == 1
     assert {entry["kind"] for entry in json.loads(out)["refused"]} == {"verdict", "cid"}
+
+
+def test_retracting_names_what_was_made_from_the_fossil(
+    scf, foundry: FoundryPlaces, tmp_path: Path
+) -> None:
+    """A run planned before holds it; one planned after does not; the audit log tells why."""
+    from scf.core.clock import SystemClock
+    from scf.fertilization.batch_plan import make_plan
+    from scf.runs.store import RunStore
+    from support.vaults import open_vault
+
+    cid = fossil(3).cid
+    scf("ingest", write_fossils(tmp_path / "a.ndjson", range(150)))
+    with open_vault(foundry) as vault:
+        plan = make_plan(vault, seed=0)
+    store = RunStore.open(foundry.home, SystemClock())
+    run_made, _ = store.add_run({"plan_id": plan.plan_id}, plan.to_json(), facts={})
+    store.close()
+
+    code, out, _ = scf("fossil", "retract", cid, "--reason", "iced over", "--json")
+
+    told = json.loads(out)
+    assert code == 0
+    assert (told["cid"], told["reason"]) == (cid, "iced over")
+    assert [(use["kind"], use["name"]) for use in told["tainted"]] == [("run", run_made.run_id)]
+    code, out, _ = scf("fossil", "retract", "--list", "--json")
+    assert [row["cid"] for row in json.loads(out)["retracted"]] == [cid]
+    code, out, _ = scf("fossil", "trace", cid, "--json")
+    assert json.loads(out)["retracted"]["reason"] == "iced over"
+    with open_vault(foundry) as vault:
+        assert make_plan(vault, seed=0).excluded == (cid,)
+
+
+def test_retracting_needs_a_fossil_and_a_reason(scf, tmp_path: Path) -> None:
+    scf("ingest", write_fossils(tmp_path / "a.ndjson", range(3)))
+
+    assert scf("fossil", "retract", fossil(0).cid)[0] == 2
+    assert scf("fossil", "retract")[0] == 2
+    assert scf("fossil", "retract", fossil(9).cid, "--reason", "gone")[0] == 1
+
+
+def test_export_writes_the_vault_without_what_was_retracted(scf, tmp_path: Path) -> None:
+    import numpy as np
+
+    source = write_fossils(tmp_path / "a.ndjson", range(10))
+    scf("ingest", source)
+    scf("fossil", "retract", fossil(4).cid, "--reason", "wrong")
+
+    code, out, _ = scf("fossil", "export", tmp_path / "out.npz", "--format", "npz", "--json")
+
+    assert code == 0
+    assert json.loads(out)["exported"][0]["fossils"] == 9
+    with np.load(tmp_path / "out.npz") as archive:
+        assert fossil(4).cid not in archive["_cid"]
+    code, out, _ = scf(
+        "fossil", "export", tmp_path / "b.npz", "--format", "npz", "--source", source
+    )
+    assert "10 fossils" in out

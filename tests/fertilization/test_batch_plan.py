@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from scf.core.errors import NothingToDo
 from scf.daemon.setup import FoundryPlaces
 from scf.fertilization.batch_plan import (
     BatchPlan,
+    NothingHeldOut,
     PlanInvalid,
     family_hash,
     held_out_threshold,
@@ -19,8 +21,9 @@ from scf.fertilization.batch_plan import (
     plan_fossils,
     read_plan,
 )
+from scf.fertilization.fossil_batcher import FossilBatcher
 from scf.vault.journal import Vault
-from support.fossils import fossil, write_fossils
+from support.fossils import fossil, fossil_line, fossil_object, write_fossils
 from support.vaults import ingest, open_vault
 
 
@@ -110,6 +113,79 @@ def test_excluded_fossils_leave_the_plan(vault: Vault, tmp_path) -> None:
     assert plan.fossils == 69
     assert plan.excluded == (gone,)
     assert gone not in [item.cid for item in plan_fossils(plan, vault.folder.path)]
+
+
+def one_family(path: Path, count: int, family: str = "trajectory-7") -> Path:
+    """Fossils that are all of one family, as one long trajectory is."""
+    provenance = fossil_object()["provenance"]
+    path.write_bytes(
+        b"".join(
+            fossil_line(i, provenance={**provenance, "index": i, "family": family})
+            for i in range(count)
+        )
+    )
+    return path
+
+
+def sides(plan: BatchPlan, root: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {"train": set(), "held_out": set()}
+    for split in found:
+        for memory_bytes in (0, 2**20):
+            batcher = FossilBatcher(
+                plan, batch_size=16, as_numpy=True, split=split, vault_root=root,
+                memory_bytes=memory_bytes,
+            )  # fmt: skip
+            found[split] |= {name for m in batcher.stream_minibatches() for name in m["_family"]}
+            batcher.close()
+    return found
+
+
+def test_one_family_alone_is_split_by_blocks_of_neighbours(vault: Vault, tmp_path) -> None:
+    ingest(vault, one_family(tmp_path / "in.ndjson", 300))
+
+    plan = make_plan(vault, seed=0)
+
+    assert plan.in_blocks == ("trajectory-7",)
+    assert BatchPlan.from_json(plan.to_json()) == plan
+    found = sides(plan, vault.folder.path)
+    assert found["train"]
+    assert found["held_out"]
+    assert found["train"] | found["held_out"] == {f"trajectory-7#{n}" for n in range(5)}
+    assert not found["train"] & found["held_out"]
+    told = {(item.family, item.split) for item in plan_fossils(plan, vault.folder.path)}
+    assert told == {(name, split) for split, names in found.items() for name in names}
+
+
+def test_a_family_once_split_by_blocks_stays_so_when_others_come(vault: Vault, tmp_path) -> None:
+    """Or what was held out of it would be trained on."""
+    ingest(vault, one_family(tmp_path / "in.ndjson", 300))
+    parent = make_plan(vault, seed=0)
+    ingest(vault, write_fossils(tmp_path / "more.ndjson", range(1000, 1300)))
+
+    child = make_plan(vault, seed=5, parent=parent)
+
+    assert child.in_blocks == parent.in_blocks
+    before, after = sides(parent, vault.folder.path), sides(child, vault.folder.path)
+    assert before["held_out"] <= after["held_out"]
+    assert any(name.startswith("pendulum.csv") for name in after["train"])
+
+
+def test_one_block_of_one_family_cannot_be_split(vault: Vault, tmp_path) -> None:
+    ingest(vault, one_family(tmp_path / "in.ndjson", 64))
+
+    with pytest.raises(NothingHeldOut, match="nothing can be held out"):
+        make_plan(vault, seed=0)
+
+
+def test_plain_files_of_one_family_are_split_by_blocks_too(tmp_path: Path) -> None:
+    source = one_family(tmp_path / "in.ndjson", 200)
+    names = {}
+    for split in ("train", "held_out"):
+        batcher = FossilBatcher(source, batch_size=16, as_numpy=True, split=split)
+        names[split] = {name for m in batcher.stream_minibatches() for name in m["_family"]}
+
+    assert names["train"] | names["held_out"] == {f"trajectory-7#{n}" for n in range(4)}
+    assert not names["train"] & names["held_out"]
 
 
 def test_an_empty_vault_has_no_plan(vault: Vault) -> None:

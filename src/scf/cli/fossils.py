@@ -1,20 +1,24 @@
-"""`scf ingest`, `scf fossil`: take records in, and look at the ones that are there."""
+"""`scf ingest`, `scf fossil`: take records in, look at them, take them back, hand them on."""
 
 import json
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scf.cli.common import Context, common_options, emit, json_option, talk
-from scf.core.errors import InputError, NothingToDo
+from scf.core.errors import InputError, NothingToDo, UsageError
 
 if TYPE_CHECKING:
     from scf.fertilization.batch_plan import BatchPlan
     from scf.fertilization.primordial_soup import IngestProgress, IngestReport
+    from scf.fertilization.taint import Use
     from scf.vault.fossil import Fossil
+    from scf.vault.index import Location
     from scf.vault.journal import Vault
 
 _REDRAW_S = 0.2
@@ -68,7 +72,7 @@ def ingest(
 
 @click.group()
 def fossil() -> None:
-    """Validate, show or trace fossils."""
+    """Validate, show, trace, retract or export fossils."""
 
 
 @fossil.command("validate")
@@ -157,9 +161,14 @@ def fossil_trace(context: Context, cid: str, as_json: bool) -> None:
     key = public_keys(context.key_folder)["vault"]
     with _open_vault(context, to_write=False) as vault:
         trace = trace_fossil(vault, cid, key)
-    used_by = _used_by(context, cid, trace.location.shard, trace.location.family)
+        retraction = vault.retracted().get(cid)
+    uses = _uses(context, trace.location)
+    used_by = [
+        {"generation": use.name, "split": use.split} for use in uses if use.kind == "generation"
+    ]
     if as_json:
-        emit({**trace.to_json(), "used_by": used_by})
+        told = asdict(retraction) if retraction is not None else None
+        emit({**trace.to_json(), "used_by": used_by, "retracted": told})
         return
     provenance = trace.fossil.provenance
     click.echo(f"fossil      {cid}: {trace.fossil.verdict}, CID recomputed")
@@ -174,6 +183,93 @@ def fossil_trace(context: Context, cid: str, as_json: bool) -> None:
         click.echo(f"used by     {use['generation']} ({use['split']})")
     if not used_by:
         click.echo("used by     no generation yet")
+    if retraction is not None:
+        click.echo(f"retracted   {retraction.retracted_at}: {retraction.reason}")
+
+
+@fossil.command("retract")
+@click.argument("cid", required=False)
+@click.option("--reason", help="Why; kept with the retraction, signed, and in the audit log.")
+@click.option("--list", "only_list", is_flag=True, help="List what was retracted, change nothing.")
+@json_option
+@common_options
+def fossil_retract(
+    context: Context, cid: str | None, reason: str | None, only_list: bool, as_json: bool
+) -> None:
+    """Take one fossil back: it leaves every later plan.
+
+    It stays in its shard, whose digest is signed. Runs, generations and releases that used it are
+    listed as tainted; nothing of them is changed. There is no way back: ingest a corrected record.
+    """
+    from scf.audit.log import AuditLog
+    from scf.signing.keys import load_signer
+
+    if only_list:
+        _list_retractions(context, as_json=as_json)
+        return
+    if cid is None or not (reason or "").strip():
+        raise UsageError(
+            "a CID and a reason are needed", remedy='Say: `scf fossil retract CID --reason "..."`.'
+        )
+    # The keys are asked for first: a retraction that cannot be signed or logged is not made.
+    signer = load_signer(context.key_folder, "foundry")
+    audit = AuditLog.open(context.drive.folder("zk_proofs", "audit"), context.home, signer)
+    with _open_vault(context, to_write=True) as vault:
+        retraction = vault.retract(cid, str(reason))
+        location = vault.locate(cid)
+    assert location is not None
+    tainted = [use.to_json() for use in _uses(context, location)]
+    details = {"reason": retraction.reason, "retracted_at": retraction.retracted_at}
+    audit.append("fossil.retracted", cid, details, key=f"fossil.retracted/{cid}")
+    if as_json:
+        emit({"cid": cid, **details, "tainted": tainted})
+        return
+    click.echo(f"retracted   {cid}: {retraction.reason}")
+    for use in tainted:
+        click.echo(f"tainted     {use['kind']} {use['name']} ({use['split']})")
+    if not tainted:
+        click.echo("tainted     nothing was made from it")
+
+
+@fossil.command("export")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(["webdataset", "parquet", "npz", "pkl", "mds"]),
+    help="What to write.",
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="NDJSON file or folder to take fossils from (default: the vault, without retracted ones).",
+)
+@json_option
+@common_options
+def fossil_export(
+    context: Context, path: Path, form: str, sources: tuple[Path, ...], as_json: bool
+) -> None:
+    """Write fossils to PATH for other tools: webdataset, parquet, npz, pkl or mds."""
+    from scf.fertilization.export import export_fossils
+    from scf.fertilization.fossil_batcher import read_records
+    from scf.vault.shard import read_shard
+
+    def of_vault() -> "Iterator[Fossil]":
+        with _open_vault(context, to_write=False) as vault:
+            gone = vault.retracted()
+            for entry in vault.entries():
+                shard = read_shard(vault.folder.path / entry.path, verify_cid=False)
+                yield from (fossil for fossil in shard if fossil.cid not in gone)
+
+    exported = export_fossils(lambda: read_records(sources) if sources else of_vault(), path, form)
+    if as_json:
+        emit({"exported": [{"path": str(e.path), "fossils": e.fossils} for e in exported]})
+        return
+    for one in exported:
+        click.echo(f"{one.path}: {one.fossils:,} fossils")
 
 
 def _open_vault(context: Context, *, to_write: bool) -> "Vault":
@@ -197,21 +293,48 @@ def _fossil_of(context: Context, cid: str) -> "Fossil":
         return find_fossil(vault, cid)
 
 
-def _used_by(context: Context, cid: str, shard: str, family: str) -> list[dict[str, str]]:
-    """The generations whose plan holds this fossil, and on which side of the split."""
-    from scf.fertilization.batch_plan import read_plan
+def _uses(context: Context, location: "Location") -> "list[Use]":
+    """Runs, generations and releases whose plan holds the fossil."""
+    from scf.fertilization.taint import uses_of
+
+    return list(uses_of(location, _plans(context)))
+
+
+def _plans(context: Context) -> "Iterator[tuple[str, str, BatchPlan]]":
+    """Every plan that something was made from: (kind, name, plan)."""
+    from scf.daemon.standing import reading_store
+    from scf.fertilization.batch_plan import BatchPlan, read_plan
+    from scf.fertilization.taint import GENERATION, RELEASE, RUN
     from scf.zoo.registry import Zoo
 
-    def holds(plan: "BatchPlan") -> bool:
-        return cid not in plan.excluded and any(s.path == shard for s in plan.shards)
+    with reading_store(context.home) as store:
+        for run in store.runs() if store is not None else []:
+            assert store is not None
+            yield RUN, run.run_id, BatchPlan.from_json(store.plan(run.run_id))
+    for generation in Zoo.open(context.drive.folder("model_zoo")).generations():
+        yield GENERATION, generation.name, read_plan(generation.path / "plan.json")
+    for plan in sorted((context.drive.root / "release_history").glob("week-*/plan.json")):
+        yield RELEASE, plan.parent.name, read_plan(plan)
 
-    generations = Zoo.open(context.drive.folder("model_zoo")).generations()
-    plans = (
-        (generation.name, read_plan(generation.path / "plan.json")) for generation in generations
-    )
-    return [
-        {"generation": name, "split": plan.split_of(family)} for name, plan in plans if holds(plan)
-    ]
+
+def _list_retractions(context: Context, *, as_json: bool) -> None:
+    with _open_vault(context, to_write=False) as vault:
+        retractions = vault.retracted()
+        located = {cid: vault.locate(cid) for cid in retractions}
+    rows = []
+    for cid, one in retractions.items():
+        location = located[cid]
+        tainted = [] if location is None else [u.to_json() for u in _uses(context, location)]
+        rows.append({**asdict(one), "tainted": tainted})
+    if as_json:
+        emit({"retracted": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['cid']}  {row['retracted_at']}  {row['reason']}")
+        for use in row["tainted"]:
+            click.echo(f"  tainted  {use['kind']} {use['name']} ({use['split']})")
+    if not rows:
+        click.echo("nothing was retracted")
 
 
 def _ordinal(one: "Fossil") -> str:

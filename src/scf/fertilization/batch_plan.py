@@ -205,12 +205,16 @@ def make_plan(
 
     With two families or more, at least one is held out and at least one is trained on. With a
     parent, the parent's seed is kept, and its threshold is kept or raised: a family that was held
-    out once is never trained on later.
+    out once is never trained on later. Fossils that were retracted are left out.
+
+    A vault of one family has no second to hold out. There, blocks of 64 neighbours are split
+    instead (`in_blocks`), and that family stays so in every later plan.
 
     Raises:
         NothingToDo: The vault holds no fossils.
+        NothingHeldOut: They are one family, and of one block of neighbours.
     """
-    left_out = frozenset(excluded)
+    left_out = frozenset(excluded) | frozenset(vault.retracted())
     for _ in range(_TRIES):
         vault.refresh()
         size = vault.journal_size()
