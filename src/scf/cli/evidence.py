@@ -10,7 +10,7 @@ import scf
 from scf.cli.common import Context, common_options, emit, json_option, talk
 from scf.core.clock import SystemClock
 from scf.core.errors import UsageError
-from scf.core.units import format_bytes
+from scf.core.units import format_bytes, parse_size_bytes
 from scf.signing.verify import PublicKey
 
 VERIFICATION_FAILED = 5
@@ -206,18 +206,27 @@ def release() -> None:
     help="The Monday that names the release (default: of the present week, UTC).",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be released; write nothing.")
+@click.option(
+    "--size-max",
+    metavar="SIZE",
+    help="What the release may take, such as 8GB (default: a 52nd "
+    "of the budget of release_history).",
+)
 @json_option
 @common_options
-def release_make(context: Context, week: str | None, dry_run: bool, as_json: bool) -> None:
+def release_make(
+    context: Context, week: str | None, dry_run: bool, size_max: str | None, as_json: bool
+) -> None:
     """Pack the champion of the zoo into release_history/week-YYYY-MM-DD/.
 
     The release holds the model, its card, notes on the week, the measured numbers with plots, the
     signed statement about the training run, the list of fossils with signed manifests, and a
     verifier that needs nothing but Python. It is written once and chained to the release before.
+    In a week without a promotion it names the champion's earlier release instead of its weights.
 
     \b
     Exit codes: 0 released; 3 the week is released already, or nothing was ever promoted;
-    4 emergency lock; 5 something does not verify; 6 disk full; 7 drive missing.
+    4 emergency lock; 5 something does not verify; 6 disk full or over the cap; 7 drive missing.
     """  # noqa: D301 - click asks for this character
     from scf.control.emergency_lock import EmergencyLock
     from scf.release.weekly import make_release, open_foundry
@@ -226,14 +235,21 @@ def release_make(context: Context, week: str | None, dry_run: bool, as_json: boo
     lock = EmergencyLock(context.home)
     if not dry_run:
         lock.require_clear("the weekly release")
-    with open_foundry(context.drive, context.home, code_version=scf.__version__) as foundry:
+    with open_foundry(
+        context.drive,
+        context.home,
+        code_version=scf.__version__,
+        settings=_settings(context),
+        size_max_bytes=parse_size_bytes(size_max) if size_max else None,
+    ) as foundry:
         made = make_release(foundry, week=monday, dry_run=dry_run)
     if as_json:
         emit({"schema_version": 1, "dry_run": dry_run, **made.to_json()})
         return
-    kind = "promotion" if made.promotion else "no promotion"
+    kind = made.kind.replace("_", " ")
     click.echo(f"{made.name}: {made.generation} ({kind}), {made.fossils:,} fossils")
     click.echo(f"  follows   {made.previous or 'nothing: this is the first'}")
+    click.echo(f"  weights   {'in ' + made.carried_by if made.carried_by else 'in it'}")
     click.echo(f"  files     {made.num_files}, {format_bytes(made.size_bytes)}")
     if made.path is None:
         click.echo("  dry run   nothing was written")
@@ -256,7 +272,7 @@ def release_list(context: Context, as_json: bool) -> None:
     if not listed:
         talk("Nothing was released yet.")
     for about in listed:
-        kind = "promotion" if about["promotion"] else "no promotion"
+        kind = str(about["kind"]).replace("_", " ")
         click.echo(
             f"{about['release']}  {about['generation']}  {kind:12}  {about['fossils']:,} fossils"
         )
@@ -340,6 +356,14 @@ def _key(context: Context, key_file: Path | None) -> PublicKey:
     if key_file is not None:
         return PublicKey.from_pem(key_file.read_bytes())
     return public_keys(context.key_folder)["foundry"]
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    """The foundry's settings, without the paths of this machine."""
+    from dataclasses import asdict
+
+    known = asdict(context.config)
+    return {name: value for name, value in known.items() if isinstance(value, dict)}
 
 
 def _monday(week: str | None) -> date | None:

@@ -1,7 +1,8 @@
 """What goes into a release: every file, and where its bytes come from.
 
 Nothing is written here. Files are named relative to the release; their bytes are either a file of
-the generation or the vault, or text made here from values.
+the generation or the vault, or text made here from values. Weights and fossil evidence go into the
+first release of a generation; a later week in which it still stands names that one by digest.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,16 +16,21 @@ from scf.core.merkle import TreeHasher
 from scf.fertilization.batch_plan import HELD_OUT, BatchPlan, read_plan
 from scf.proofs.verify_proof import VerifiedStatement, verify_record
 from scf.release import verify_release
+from scf.release.chain import Released
+from scf.release.pictures import gate_picture, loss_picture
+from scf.release.week import Week
 from scf.signing.verify import PublicKey
 from scf.vault.journal import ShardEntry, Vault
 from scf.vault.manifest import manifest_path, read_manifest
 from scf.vault.shard import leaf, read_shard
-from scf.zoo.registry import Generation, Move
+from scf.zoo.registry import Generation
 
 EXCLUDED = "excluded"
 METRICS_SCHEMA = "scf.metrics/1"
 # Kept in the zoo for the next run, of no use to who receives a release.
 NOT_RELEASED = "optimizer.safetensors"
+# Rejected runs whose traces are packed: the latest ones.
+GATES_MAX = 20
 
 # What the format has a place for and this foundry cannot make yet: named, never left out silently.
 ABSENT: Mapping[str, str] = {
@@ -62,7 +68,8 @@ class Contents:
         record: Its verified statement.
         plan: The plan it was trained on.
         origins: Where the plan's fossils came from.
-        fresh_moves: How the champion's pointer moved since the previous release.
+        week: What happened since the previous release.
+        carrier: The earlier release that has the weights; None where this one has them.
         files: By path inside the release: a file to copy, or bytes.
         num_held_out: Fossils of the plan that were held out.
     """
@@ -71,7 +78,8 @@ class Contents:
     record: VerifiedStatement
     plan: BatchPlan
     origins: tuple[Origin, ...]
-    fresh_moves: tuple[Move, ...]
+    week: Week
+    carrier: Released | None
     files: Mapping[str, Path | bytes]
     num_held_out: int
 
@@ -90,7 +98,8 @@ def gather(
     keys: Mapping[str, PublicKey],
     *,
     previous_plan: Mapping[str, Any] | None,
-    fresh_moves: tuple[Move, ...],
+    week: Week,
+    carrier: Released | None,
 ) -> Contents:
     """Collect what `generation` is and rests on, verifying each part.
 
@@ -99,7 +108,8 @@ def gather(
         vault: Holds the shards it was trained on.
         keys: By role: `foundry` for statements, `vault` for manifests.
         previous_plan: The plan in the release before, to tell what is fresh.
-        fresh_moves: Moves of the pointer since then.
+        week: What happened since then.
+        carrier: The release that has these weights already, if one has.
 
     Raises:
         GenerationDamaged, ProofInvalid, SignatureInvalid: The generation is not what it was.
@@ -112,37 +122,58 @@ def gather(
         "MODEL_CARD.md": generation.path / "MODEL_CARD.md",
         "plan.json": generation.path / "plan.json",
         "proof.json": generation.path / "statement.json",
-        "metrics.json": canonical_json(_metrics(generation, record)),
+        "metrics.json": canonical_json(_metrics(generation, record, week)),
         "verify_release.py": Path(verify_release.__file__),
+        "config/model.json": generation.checkpoint / "config.json",
+        "plots/losses.svg": loss_picture(generation.name, record.statement),
     }
     for name in generation.files:
         folder, _, file = name.partition("/")
-        if folder == "checkpoint" and file != NOT_RELEASED:
+        if folder == "checkpoint" and file != NOT_RELEASED and carrier is None:
             files[f"model/{file}"] = generation.path / name
         elif folder == "plots":
             files[name] = generation.path / name
     for role, key in keys.items():
         files[f"keys/{role}.pub"] = key.to_pem()
-    files |= _manifests(plan, vault, keys["vault"])
+    files |= _gate_files(generation, record, week)
+    # The fossils are looked at in every week: a vault that lost some must not go unnoticed.
+    manifests = dict(_manifests(plan, vault, keys["vault"]))
     lines, num_held_out = _fossils(plan, vault)
-    files["evidence/fossils.txt"] = lines
+    if carrier is None:
+        files |= manifests
+        files["evidence/fossils.txt"] = lines
     return Contents(
         generation=generation,
         record=record,
         plan=plan,
         origins=_origins(plan, list(vault.entries()), previous_plan),
-        fresh_moves=fresh_moves,
+        week=week,
+        carrier=carrier,
         files=dict(sorted(files.items())),
         num_held_out=num_held_out,
     )
 
 
-def _metrics(generation: Generation, record: VerifiedStatement) -> dict[str, Any]:
+def _gate_files(
+    generation: Generation, record: VerifiedStatement, week: Week
+) -> Iterator[tuple[str, bytes]]:
+    """`gate/RUN.json` and `gate/RUN.svg`: the champion's, and those of runs that were rejected."""
+    gates = {generation.run_id: (generation.name, record.statement.gate)}
+    for outcome in week.outcomes[-GATES_MAX:]:
+        if outcome.gate is not None:
+            gates[outcome.run_id] = (outcome.run_id, outcome.gate)
+    for run_id, (title, gate) in gates.items():
+        yield f"gate/{run_id}.json", canonical_json(dict(gate))
+        yield f"gate/{run_id}.svg", gate_picture(title, gate)
+
+
+def _metrics(generation: Generation, record: VerifiedStatement, week: Week) -> dict[str, Any]:
     return {
         "schema": METRICS_SCHEMA,
         "generation": generation.name,
         "report": dict(record.statement.report.raw),
         "gate": dict(record.statement.gate),
+        "week": week.to_json(generation),
     }
 
 

@@ -1,25 +1,14 @@
 """NOTES.md and VERIFY.md: the week for somebody who was away, and how to check it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scf.core.units import format_bytes
-from scf.release.contents import Contents
+from scf.release.contents import NOT_RELEASED, Contents
+from scf.release.week import NO_PROMOTION, ROLLBACK, Outcome
 from scf.zoo.model_card import gate_sentence, plot_lines, results_table
-from scf.zoo.registry import ROLLED_BACK
 
 INCIDENTS_MAX = 20
-
-
-@dataclass(frozen=True)
-class Incident:
-    """A run that was rejected, failed or quarantined, as the audit log tells it."""
-
-    at: str
-    subject: str
-    state: str
-    reason: str
 
 
 def release_notes(
@@ -28,8 +17,6 @@ def release_notes(
     name: str,
     made_at: str,
     previous: Mapping[str, Any] | None,
-    events: Mapping[str, int],
-    incidents: Sequence[Incident],
     absent: Mapping[str, str],
     code_version: str,
 ) -> str:
@@ -40,8 +27,6 @@ def release_notes(
         name: `week-YYYY-MM-DD`.
         made_at: When, RFC 3339.
         previous: RELEASE.json of the release before, None for the first.
-        events: How often each kind of event was logged since then.
-        incidents: Runs that came to nothing since then.
         absent: What this release does not contain, with the reason.
         code_version: Of the scf that makes the release.
     """
@@ -49,34 +34,28 @@ def release_notes(
         f"# {name}",
         _summary(contents, previous),
         _model(contents, previous),
+        _choice(contents),
         _data(contents, previous),
-        _happened(contents, events, incidents, previous),
+        _happened(contents, previous),
         "## Not in this release\n\n" + "\n".join(f"* {k}: {v}." for k, v in sorted(absent.items())),
         f"Made {made_at} by scf {code_version}. How to check every claim above: VERIFY.md.",
     ]
-    return "\n\n".join(sections) + "\n"
-
-
-def is_promotion(contents: Contents, previous: Mapping[str, Any] | None) -> bool:
-    """Whether the model is another one than in the release before."""
-    if previous is None:
-        return True
-    return bool(previous["generation"]["name"] != contents.generation.name)
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _summary(contents: Contents, previous: Mapping[str, Any] | None) -> str:
     generation, report = contents.generation, contents.record.statement.report
+    week, carrier = contents.week, contents.carrier
+    where = f" Its weights are in {carrier.name}, named by digest." if carrier else ""
     if previous is None:
         first = f"The first release. {generation.name} is the model of this week."
-    elif not is_promotion(contents, previous):
-        return (
-            f"No promotion: nothing that was trained this week was shown to be better, so "
-            f"{generation.name} of {previous['name']} stands. Its numbers are repeated below."
-        )
-    elif any(move.action == ROLLED_BACK for move in contents.fresh_moves[-1:]):
+    elif week.kind == NO_PROMOTION:
+        return f"No promotion: {_why_not(week.outcomes)}, so {generation.name} stands.{where}"
+    elif week.kind == ROLLBACK:
+        reason = week.moves[-1].reason if week.moves else "none is on record"
         return (
             f"Rolled back: {generation.name} stands again in place of "
-            f"{previous['generation']['name']}. Reason: {contents.fresh_moves[-1].reason}."
+            f"{previous['generation']['name']}. Reason: {reason}.{where}"
         )
     else:
         first = f"{generation.name} replaces {previous['generation']['name']}."
@@ -89,19 +68,73 @@ def _summary(contents: Contents, previous: Mapping[str, Any] | None) -> str:
     )
 
 
+def _why_not(outcomes: Sequence[Outcome]) -> str:
+    """Why a week has no promotion, in words that claim no more than is known."""
+    rejected = [outcome for outcome in outcomes if outcome.state == "rejected"]
+    others = len(outcomes) - len(rejected)
+    if not outcomes:
+        return "no run came to the gate this week"
+    parts = []
+    if rejected:
+        was = "run was" if len(rejected) == 1 else "runs were"
+        parts.append(f"{len(rejected)} {was} measured or checked, and rejected")
+    if others:
+        parts.append(f"{others} failed or {'was' if others == 1 else 'were'} quarantined")
+    return " and ".join(parts)
+
+
+def _choice(contents: Contents) -> str:
+    """Which generations of the week there were, and the runs that were rejected, in numbers."""
+    parts = []
+    if len(contents.week.promoted) > 1:
+        rows = []
+        for generation, record in contents.week.promoted:
+            loss = record.statement.report.dsm_loss
+            stands = "stands" if generation.name == contents.generation.name else "replaced"
+            rows.append(f"| {generation.name} | {loss.mean if loss else 0:.4g} | {stands} |")
+        parts.append(
+            "Promoted this week, each measured on the held-out fossils of its own plan; each had "
+            "to beat the one before it, so the last is the best:\n\n"
+            "| generation | held-out loss | now |\n| --- | --- | --- |\n" + "\n".join(rows)
+        )
+    measured = [o for o in contents.week.outcomes if o.gate is not None]
+    if measured:
+        rows = []
+        for outcome in measured[-INCIDENTS_MAX:]:
+            comparison = ((outcome.gate or {}).get("trace") or {}).get("comparison") or {}
+            against = outcome.measured_against or "the baseline"
+            rows.append(
+                f"| {outcome.run_id} | {_figure(outcome.dsm_loss)} | {against} | "
+                f"{_figure(comparison.get('gain'))} | {_figure(comparison.get('lower_bound'))} | "
+                f"{comparison.get('families', 'unknown')} |"
+            )
+        parts.append(
+            "Rejected at the gate (a gain above 0 is better; traces in `gate/`):\n\n"
+            "| run | loss | against | gain | sure above | families |\n"
+            "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows)
+        )
+    return "## What there was to choose from\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "unknown"
+
+
 def _model(contents: Contents, previous: Mapping[str, Any] | None) -> str:
     statement, generation = contents.record.statement, contents.generation
     report = statement.report
     parent = generation.parent or "none, trained from nothing"
-    weights = [n for n in contents.files if n.startswith("model/") and n.endswith(".safetensors")]
     size_bytes = sum(
-        len(source) if isinstance(source, bytes) else source.stat().st_size
-        for source in (contents.files[name] for name in weights)
+        path.stat().st_size
+        for path in generation.checkpoint.glob("*.safetensors")
+        if path.name != NOT_RELEASED
     )
+    carrier = contents.carrier
     rows = [
         ("model", generation.name),
         ("parameters", f"{generation.num_parameters:,} ({format_bytes(size_bytes)} of weights)"),
         ("began with", parent),
+        ("weights", f"in {carrier.name}" if carrier else "in model/"),
         ("run", generation.run_id),
         ("promoted", generation.promoted_at),
         ("before it", previous["generation"]["name"] if previous else "nothing"),
@@ -110,7 +143,9 @@ def _model(contents: Contents, previous: Mapping[str, Any] | None) -> str:
         "## The model",
         "| | |\n| --- | --- |\n" + "\n".join(f"| {what} | {value} |" for what, value in rows),
         results_table(statement),
+        "![held-out losses](plots/losses.svg)",
         f"Why it was promoted: {gate_sentence(statement)}.",
+        f"![the gate's decision](gate/{generation.run_id}.svg)",
     ]
     if report.auroc:
         told = ", ".join(f"{name} {value:.3f}" for name, value in sorted(report.auroc.items()))
@@ -146,14 +181,11 @@ def _data(contents: Contents, previous: Mapping[str, Any] | None) -> str:
     )
 
 
-def _happened(
-    contents: Contents,
-    events: Mapping[str, int],
-    incidents: Sequence[Incident],
-    previous: Mapping[str, Any] | None,
-) -> str:
+def _happened(contents: Contents, previous: Mapping[str, Any] | None) -> str:
+    week = contents.week
+    incidents = week.outcomes
     since = f"since {previous['name']}" if previous else "so far"
-    lines = [f"| {event} | {count} |" for event, count in sorted(events.items())]
+    lines = [f"| {event} | {count} |" for event, count in sorted(week.events.items())]
     parts = [
         "## What happened",
         f"Entries of the audit log {since}:\n\n| event | times |\n| --- | --- |\n"
@@ -161,13 +193,13 @@ def _happened(
     ]
     moves = [
         f"* {move.at[:16]}Z: {move.action.replace('_', ' ')} to {move.generation}: {move.reason}"
-        for move in contents.fresh_moves
+        for move in week.moves
     ]
     if moves:
         parts.append("The champion's pointer moved:\n\n" + "\n".join(moves))
     if incidents:
         shown = [
-            f"* {incident.at[:16]}Z: {incident.subject} was {incident.state}: {incident.reason}"
+            f"* {incident.at[:16]}Z: {incident.run_id} was {incident.state}: {incident.reason}"
             for incident in incidents[-INCIDENTS_MAX:]
         ]
         left_out = len(incidents) - len(shown)
@@ -201,6 +233,11 @@ none is missing, none was added; the statement about the training run is about t
 stands in the foundry's audit log; every shard of the plan has a signed manifest; the list of
 fossils leads to the Merkle root that the statement names. If the release before this one lies
 beside it, it is the one that this one follows.
+
+A week in which no new model was promoted carries no weights and no list of fossils: `carried_by` in
+RELEASE.json names the earlier release that does, by digest. If that one lies beside this one, it is
+compared; verify it too, in the same way. What is here then is still checked: card, metrics, plan,
+the signed statement and its place in the audit log.
 
 `sha256sum -c SHA256SUMS` checks the files alone (all but RELEASE.json, its signature and the sums).
 """

@@ -18,6 +18,8 @@ What is checked, so that nothing has to be believed:
   4. Every shard of the plan has a manifest signed by the vault's key, and the list of fossils leads
      to each shard's Merkle root and to the plan's.
   5. If the release before it lies beside it, it is the one that this release names.
+A release without weights (nothing new was promoted that week) names the earlier release that has
+them; 3. and 4. then hold for what is here, and that release is compared if it lies beside this one.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Verification(NamedTuple):
         key_id: SHA-256 of the public key that was used, "" if there was none.
         pinned: Whether that key was given, rather than taken from the release.
         previous: `none`, `fits`, `absent` (not beside it) or `differs`.
+        carrier: The same of the release that has the weights; `none` where this one has them.
         ignored: Files that macOS leaves on drives, not part of the release and not looked at.
     """
 
@@ -75,6 +78,7 @@ class Verification(NamedTuple):
     key_id: str
     pinned: bool
     previous: str
+    carrier: str
     ignored: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +90,7 @@ class Verification(NamedTuple):
             "key_id": self.key_id,
             "pinned": self.pinned,
             "previous": self.previous,
+            "carrier": self.carrier,
             "ignored": self.ignored,
             "release_json": self.facts,
         }
@@ -131,10 +136,10 @@ def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
         problems.append(Problem("keys/foundry.pub", "not the key that was given"))
     if envelope and key:
         attempt(ENVELOPE, lambda: check_signature(envelope, key))
-    elif envelope and not problems:
+    elif envelope and (key_pem is None or not problems):
         problems.append(Problem(ENVELOPE, "there is no key to check its signature with"))
 
-    previous = "none"
+    previous = carrier = "none"
     if facts and key:
         # What lies deeper is looked at wherever the files it needs are as they were signed.
         release = Release(folder, facts, fits, key)
@@ -142,10 +147,12 @@ def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
             if all(release.has(name) for name in needs):
                 attempt(file, lambda check=check: check(release))  # type: ignore[misc]
         previous = attempt("..", lambda: check_previous(folder, facts), "differs")
+        carrier = attempt("..", lambda: check_carrier(folder, facts), "differs")
     ordered = list(dict.fromkeys(problems))
     key_id = hashlib.sha256(key).hexdigest() if key else ""
+    pinned = key_pem is not None
     return Verification(
-        not ordered, folder.name, ordered, facts, key_id, key_pem is not None, previous, ignored
+        not ordered, folder.name, ordered, facts, key_id, pinned, previous, carrier, ignored
     )
 
 
@@ -231,8 +238,9 @@ def read_facts(payload: bytes) -> dict[str, Any]:
         generation["checkpoint_digest"], plan["plan_id"], plan["merkle_root"],
         *(about[part] for about in facts["keys"].values() for part in ("path", "key_id")),
     ]  # fmt: skip
-    if facts["previous"] is not None:
-        texts += [facts["previous"]["name"], facts["previous"]["release_sha256"]]
+    for other in (facts["previous"], facts.get("carried_by")):
+        if other is not None:
+            texts += [other["name"], other["release_sha256"]]
     counts = [facts["audit"]["size"], plan["fossils"]]
     counts += [about["size_bytes"] for about in facts["files"].values()]
     if {type(text) for text in texts} != {str} or {type(count) for count in counts} != {int}:
@@ -363,6 +371,11 @@ class Release:
             return name in self._fits
         return all(n in self._fits for n in self.facts["files"] if n.startswith(name))
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether an earlier release has the weights and the list of fossils."""
+        return self.facts.get("carried_by") is not None
+
     def json(self, name: str) -> Any:
         """A JSON file."""
         return parse_json((self.folder / name).read_bytes())
@@ -374,6 +387,18 @@ class Release:
             check_signature(signed, self.key)
             self._statement = signed, parse_json(signed.payload)
         return self._statement
+
+
+def check_complete(release: Release) -> None:
+    """What a release must hold was signed; a week without weights holds none at all."""
+    listed = release.facts["files"]
+    for name in [*ALWAYS, *([] if release.is_carried else CARRIED)]:
+        if name not in listed:
+            raise Unfit(f"{name} is not part of it, and should be")
+    if release.is_carried:
+        spare = [n for n in listed if n.startswith(("model/", "evidence/"))]
+        if spare:
+            raise Unfit(f"{min(spare)} belongs to {release.facts['carried_by']['name']}")
 
 
 def check_sums(release: Release) -> None:
@@ -440,6 +465,14 @@ def check_metrics(release: Release) -> None:
         raise Unfit("its numbers are not those of the signed statement")
 
 
+def check_gate(release: Release) -> None:
+    """The champion's gate trace is the one of the signed statement."""
+    predicate = release.statement()[1]["predicate"]
+    name = f"gate/{predicate['run']}.json"
+    if release.has(name) and release.json(name) != predicate["gate"]:
+        raise Unfit(f"{name} is not the decision in the signed statement")
+
+
 def check_plan(release: Release) -> None:
     """plan.json is the plan that the release names."""
     plan = release.facts["plan"]
@@ -452,6 +485,8 @@ def check_plan(release: Release) -> None:
 
 def check_manifests(release: Release) -> None:
     """Every shard of the plan has a manifest signed by the vault's key."""
+    if release.is_carried:
+        return
     key = read_key((release.folder / "keys" / "vault.pub").read_bytes())
     expected = set()
     for shard in release.json("plan.json")["shards"]:
@@ -526,28 +561,59 @@ def check_keys(release: Release) -> None:
 
 def check_previous(folder: Path, facts: dict[str, Any]) -> str:
     """`none`, `fits` or `absent`; raises Unfit if another release lies where it should be."""
-    before = facts["previous"]
-    if before is None:
+    if facts["previous"] is None:
         return "none"
-    if not re.fullmatch(r"week-\d{4}-\d\d-\d\d", before["name"]):
-        raise Unfit("the previous release has no acceptable name")
-    path = folder.parent / before["name"] / RELEASE
-    if not path.is_file():
+    found = release_beside(folder, facts["previous"], "follows")
+    return "absent" if found is None else "fits"
+
+
+def check_carrier(folder: Path, facts: dict[str, Any]) -> str:
+    """The same for the release that has the weights, which must be those of this release."""
+    if facts.get("carried_by") is None:
+        return "none"
+    found = release_beside(folder, facts["carried_by"], "takes its weights from")
+    if found is None:
         return "absent"
-    if file_sha256(path) != before["release_sha256"]:
-        raise Unfit(
-            f"{before['name']}/{RELEASE} beside it is not the one that this release follows"
-        )
+    path, earlier = found
+    name = facts["carried_by"]["name"]
+    if earlier.get("carried_by") is not None:
+        raise Unfit(f"{name} has no weights either")
+    for part in ("generation", "plan", "statement_sha256"):
+        if earlier[part] != facts[part]:
+            raise Unfit(f"{name} is about another {part.split('_')[0]}")
+    for file, about in sorted(earlier["files"].items()):
+        if file.startswith("model/") and file_sha256(path / file) != about["sha256"]:
+            raise Unfit(f"{name}/{file} is not the file that was signed")
     return "fits"
 
 
+def release_beside(
+    folder: Path, named: dict[str, Any], verb: str
+) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and RELEASE.json of a release named by digest, if it lies beside this one."""
+    if not re.fullmatch(r"week-\d{4}-\d\d-\d\d", named["name"]):
+        raise Unfit("the previous release has no acceptable name")
+    path = folder.parent / named["name"]
+    if not (path / RELEASE).is_file():
+        return None
+    if file_sha256(path / RELEASE) != named["release_sha256"]:
+        raise Unfit(f"{named['name']}/{RELEASE} beside it is not the one that this release {verb}")
+    return path, parse_json((path / RELEASE).read_bytes())
+
+
+# What every release holds, and what it holds unless an earlier one carries the weights.
+ALWAYS = ["SHA256SUMS", "metrics.json", "plan.json", "proof.json", "keys/foundry.pub"]
+CARRIED = ["model/digests.json", "evidence/fossils.txt", "keys/vault.pub"]
+
 # What is checked: the file that is named when it fails, the files that it needs, the check.
 CHECKS: list[tuple[str, Sequence[str], Callable[[Release], None]]] = [
+    (RELEASE, [], check_complete),
     ("SHA256SUMS", ["SHA256SUMS"], check_sums),
     ("keys/", ["keys/"], check_keys),
     ("proof.json", ["proof.json"], check_proof),
     ("model/digests.json", ["proof.json", "model/digests.json"], check_weights),
     ("metrics.json", ["proof.json", "metrics.json"], check_metrics),
+    ("gate/", ["proof.json"], check_gate),
     ("plan.json", ["plan.json"], check_plan),
     (
         "evidence/manifests/",
@@ -772,6 +838,7 @@ def report_text(result: Verification) -> str:
             f"  made        {facts['made_at']}, audit log at {facts['audit']['size']} entries",
             f"  model       {generation['name']}, by {generation['run']}",
             f"  checkpoint  {generation['checkpoint_digest']}",
+            f"  weights     {weights_text(result)}",
             f"  trained on  {plan['fossils']} fossils, Merkle root {plan['merkle_root']}",
             f"  follows     {before}{where.get(result.previous, '')}",
             f"  files       {len(files) + 2}, {size_mb:.3g} MB, each as signed",
@@ -785,6 +852,16 @@ def report_text(result: Verification) -> str:
             "was changed,\n              not who made it. Compare the key, or give it with --key."
         )
     return "\n".join(lines) + "\n"
+
+
+def weights_text(result: Verification) -> str:
+    """Where the weights are."""
+    named = result.facts.get("carried_by")
+    if named is None:
+        return "here, each file as stated"
+    if result.carrier == "fits":
+        return f"in {named['name']}, beside this one: they fit"
+    return f"in {named['name']}, not here to compare: get it, and verify it as well"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

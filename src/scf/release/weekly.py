@@ -2,44 +2,47 @@
 
 A release is write-once. It is packed in staging, verified there by the same file that strangers
 use, and appears under its name whole or not at all. Making it again finds it there. Each release
-names the one before by digest, so that none can be taken out or changed unseen.
+names the one before by digest, so that none can be taken out or changed unseen. A week in which
+nothing passed the gate is released too: it names the earlier release of the champion by digest
+instead of carrying its weights again.
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from scf.audit.entry import Entry
 from scf.audit.log import AuditLog
+from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, SystemClock, monday_of, parse_utc, utc_text
-from scf.core.errors import NothingToDo, OperatorError, UsageError
-from scf.core.identity import sha256_hex
-from scf.release.archive import (
-    RELEASE_NAME,
-    ReleaseDamaged,
-    drop,
-    pack,
-    read_release,
-    releases_of,
-)
+from scf.core.errors import BudgetExceeded, NothingToDo, OperatorError, UsageError
+from scf.core.units import format_bytes
+from scf.proofs.verify_proof import verify_record
+from scf.release.archive import ReleaseDamaged, drop, pack
+from scf.release.chain import Released, all_released, carrier_of, last_made, read_released
 from scf.release.contents import ABSENT, Contents, gather
-from scf.release.notes import Incident, is_promotion, release_notes, verify_text
+from scf.release.notes import release_notes, verify_text
+from scf.release.sbom import bill_of_materials, constraints
 from scf.release.verify_release import verify_release
+from scf.release.week import PROMOTION, Week, count_events, kind_of, outcomes_of
 from scf.signing.keys import load_signer, public_keys
 from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey
 from scf.storage import durable
 from scf.storage.failpoint import failpoint
-from scf.storage.partitions import Drive, Folder
+from scf.storage.partitions import DEFAULT_BUDGETS_BYTES, Drive, Folder
 from scf.vault.journal import Vault
-from scf.zoo.registry import Zoo
+from scf.zoo.registry import PROMOTED, Generation, Zoo
 
 EVENT = "release.made"
-# Last states of runs that made no generation, as the conductor logs them (`run.REJECTED`).
-CAME_TO_NOTHING = frozenset({"REJECTED", "FAILED", "QUARANTINED"})
+# The partition's budget holds a year of releases (DESIGN section 2): 3.8 GB a week.
+WEEKS_KEPT = 52
+SIZE_MAX_BYTES = DEFAULT_BUDGETS_BYTES["release_history"] // WEEKS_KEPT
+# On a small drive a release may take more than a week's share, up to this.
+SIZE_ALWAYS_BYTES = 100_000_000
 
 
 class AlreadyReleased(NothingToDo):
@@ -58,6 +61,19 @@ class ClockBehind(OperatorError):
     """The clock says that it is earlier than when the last release was made."""
 
 
+class ReleaseTooLarge(BudgetExceeded):
+    """A release would take more room than one release may."""
+
+    def __init__(self, name: str, *, size_bytes: int, size_max_bytes: int, largest: str) -> None:
+        super().__init__(
+            f"{name} would take {format_bytes(size_bytes)}, a release may take "
+            f"{format_bytes(size_max_bytes)}; the largest file is {largest}",
+            remedy="Nothing was written. Raise the cap with `scf release make --size-max 8GB`, or "
+            "give release_history a larger budget on the drive.",
+        )
+        self.size_bytes, self.size_max_bytes = size_bytes, size_max_bytes
+
+
 @dataclass(frozen=True)
 class ReleaseResult:
     """What was made, or with `dry_run` would be.
@@ -65,7 +81,8 @@ class ReleaseResult:
     Attributes:
         path: The release; None if nothing was written.
         release_sha256: Of its RELEASE.json; None if nothing was written.
-        promotion: Whether the model is another one than in the release before.
+        kind: `promotion`, `no_promotion` or `rollback`.
+        carried_by: The earlier release that has the weights; None where this one has them.
         previous: The release before, None for the first.
     """
 
@@ -73,11 +90,17 @@ class ReleaseResult:
     path: Path | None
     release_sha256: str | None
     generation: str
-    promotion: bool
+    kind: str
+    carried_by: str | None
     previous: str | None
     fossils: int
     num_files: int
     size_bytes: int
+
+    @property
+    def promotion(self) -> bool:
+        """Whether a new model was promoted since the release before."""
+        return self.kind == PROMOTION
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -87,6 +110,8 @@ class ReleaseResult:
             "release_sha256": self.release_sha256,
             "generation": self.generation,
             "promotion": self.promotion,
+            "kind": self.kind,
+            "carried_by": self.carried_by,
             "previous": self.previous,
             "fossils": self.fossils,
             "num_files": self.num_files,
@@ -107,6 +132,8 @@ class Foundry:
         keys: Public keys by role.
         clock: Says which week it is.
         code_version: `scf.__version__`.
+        settings: The foundry's settings (JSON), packed as config/foundry.json; no secrets or paths.
+        size_max_bytes: What a release may take; more is BudgetExceeded.
     """
 
     releases: Folder
@@ -117,11 +144,19 @@ class Foundry:
     keys: Mapping[str, PublicKey]
     code_version: str
     clock: Clock = SystemClock()  # noqa: RUF009 - stateless
+    settings: Mapping[str, Any] | None = None
+    size_max_bytes: int = SIZE_MAX_BYTES
 
 
 @contextlib.contextmanager
 def open_foundry(
-    drive: Drive, home: Path, *, code_version: str, clock: Clock | None = None
+    drive: Drive,
+    home: Path,
+    *,
+    code_version: str,
+    clock: Clock | None = None,
+    settings: Mapping[str, Any] | None = None,
+    size_max_bytes: int | None = None,
 ) -> Iterator[Foundry]:
     """Everything that a release needs, opened on one drive and home.
 
@@ -142,7 +177,15 @@ def open_foundry(
             keys=public_keys(home / "keys"),
             code_version=code_version,
             clock=clock,
+            settings=settings,
+            size_max_bytes=size_max_bytes or size_cap_bytes(drive),
         )
+
+
+def size_cap_bytes(drive: Drive) -> int:
+    """What one release may take on this drive: a 52nd of the partition's budget, or 100 MB."""
+    budget = drive.budgets_bytes["release_history"]
+    return min(budget, max(budget // WEEKS_KEPT, SIZE_ALWAYS_BYTES))
 
 
 def make_release(
@@ -156,7 +199,7 @@ def make_release(
         UsageError: `week` is not a Monday.
         ClockBehind: The clock stands before the last release.
         VerificationFailed: Champion, statement, manifests or an earlier release do not verify.
-        BudgetExceeded, DriveError: Not written; nothing is left.
+        ReleaseTooLarge, BudgetExceeded, DriveError: Not written; nothing is left.
     """
     now = foundry.clock.now()
     name = release_name(week or monday_of(now.date()))
@@ -166,7 +209,8 @@ def make_release(
         if not dry_run:
             _log(foundry, final)
         raise AlreadyReleased(final)
-    previous = _last_release(foundry.releases)
+    released = all_released(foundry.releases)
+    previous = last_made(released)
     _require_clock_ahead(utc_text(now), previous)
     champion = foundry.zoo.champion()
     if champion is None:
@@ -174,29 +218,29 @@ def make_release(
             "the zoo is empty: no generation was promoted yet",
             remedy="Let the daemon finish a run (`scf status`), then release.",
         )
+    carrier = carrier_of(released, champion.checkpoint_digest, champion.statement_sha256)
     contents = gather(
         champion,
         foundry.vault,
         foundry.keys,
-        previous_plan=previous and durable.read_json(previous[0] / "plan.json"),
-        fresh_moves=tuple(
-            move
-            for move in foundry.zoo.history()
-            if previous is None or parse_utc(move.at) > parse_utc(previous[1]["made_at"])
-        ),
+        previous_plan=durable.read_json(previous.path / "plan.json") if previous else None,
+        week=_week(foundry, champion, previous),
+        carrier=carrier,
     )
     about = _about(foundry, contents, name, utc_text(now), previous)
     files = {**contents.files, **_texts(foundry, contents, about, previous)}
+    size_bytes = _require_small(name, files, foundry.size_max_bytes)
     result = ReleaseResult(
         name=name,
         path=None,
         release_sha256=None,
         generation=champion.name,
-        promotion=about["promotion"],
-        previous=previous[1]["name"] if previous else None,
+        kind=contents.week.kind,
+        carried_by=carrier.name if carrier else None,
+        previous=previous.name if previous else None,
         fossils=contents.plan.fossils,
         num_files=len(files) + 3,
-        size_bytes=contents.size_bytes,
+        size_bytes=size_bytes,
     )
     if dry_run:
         return result
@@ -225,37 +269,77 @@ def list_releases(releases: Folder) -> list[dict[str, Any]]:
     Raises:
         ReleaseDamaged: One cannot be read.
     """
-    listed = []
-    for path in releases_of(releases):
-        about = read_release(path)
-        listed.append(
-            {
-                "release": path.name,
-                "path": str(path),
-                "made_at": about["made_at"],
-                "generation": about["generation"]["name"],
-                "promotion": about["promotion"],
-                "fossils": about["plan"]["fossils"],
-                "previous": about["previous"] and about["previous"]["name"],
-                "release_sha256": sha256_hex((path / RELEASE_NAME).read_bytes()),
-            }
+    return [release_json(released) for released in all_released(releases)]
+
+
+def release_json(released: Released) -> dict[str, Any]:
+    """One release in a line, for lists."""
+    about = released.about
+    return {
+        "release": released.path.name,
+        "path": str(released.path),
+        "made_at": about["made_at"],
+        "generation": about["generation"]["name"],
+        "promotion": about["promotion"],
+        "kind": about.get("kind"),
+        "carried_by": released.carried_by and released.carried_by["name"],
+        "fossils": about["plan"]["fossils"],
+        "previous": about["previous"] and about["previous"]["name"],
+        "release_sha256": released.sha256,
+    }
+
+
+def _week(foundry: Foundry, champion: Generation, previous: Released | None) -> Week:
+    """What happened since the release before."""
+    start = previous.about["audit"]["size"] if previous else 0
+    # The previous release's own entry was appended after it was packed.
+    own = (EVENT, previous.name) if previous else None
+    entries: list[Entry] = [
+        logged.entry
+        for logged in foundry.audit.entries(start)
+        if (logged.entry.event, logged.entry.subject) != own
+    ]
+    made_at = parse_utc(previous.about["made_at"]) if previous else None
+    moves = [
+        move for move in foundry.zoo.history() if made_at is None or parse_utc(move.at) > made_at
+    ]
+    names = dict.fromkeys(move.generation for move in moves if move.action == PROMOTED)
+    promoted = []
+    for name in names:
+        generation = foundry.zoo.generation(name)
+        statement = generation.path / "statement.json"
+        promoted.append((generation, verify_record(statement, [foundry.keys["foundry"]])))
+    return Week(
+        kind=kind_of(champion, moves, previous.about if previous else None),
+        events=count_events(entries),
+        outcomes=outcomes_of(entries),
+        promoted=promoted,
+        moves=moves,
+    )
+
+
+def _require_small(name: str, files: Mapping[str, Path | bytes], size_max_bytes: int) -> int:
+    """The size of all files together. Raises ReleaseTooLarge."""
+    sizes = {
+        path: len(source) if isinstance(source, bytes) else source.stat().st_size
+        for path, source in files.items()
+    }
+    total = sum(sizes.values())
+    if total > size_max_bytes:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise ReleaseTooLarge(
+            name, size_bytes=total, size_max_bytes=size_max_bytes, largest=largest
         )
-    return listed
+    return total
 
 
-def _last_release(releases: Folder) -> tuple[Path, dict[str, Any]] | None:
-    """The release that was made last, with its RELEASE.json: the end of the chain."""
-    made = [(path, read_release(path)) for path in releases_of(releases)]
-    return max(made, key=lambda release: parse_utc(release[1]["made_at"]), default=None)
-
-
-def _require_clock_ahead(made_at: str, previous: tuple[Path, Mapping[str, Any]] | None) -> None:
+def _require_clock_ahead(made_at: str, previous: Released | None) -> None:
     if previous is None:
         return
-    last = previous[1]["made_at"]
+    last = previous.about["made_at"]
     if parse_utc(made_at) < parse_utc(last):
         raise ClockBehind(
-            f"the clock says {made_at}, but {previous[1]['name']} was made at {last}",
+            f"the clock says {made_at}, but {previous.name} was made at {last}",
             remedy="Set the clock right (or wait); a release must not claim to be older than the "
             "one it follows.",
         )
@@ -266,7 +350,7 @@ def _about(
     contents: Contents,
     name: str,
     made_at: str,
-    previous: tuple[Path, Mapping[str, Any]] | None,
+    previous: Released | None,
 ) -> dict[str, Any]:
     """RELEASE.json without its schema and files."""
     generation = contents.generation
@@ -277,7 +361,8 @@ def _about(
         "week": name.removeprefix("week-"),
         "made_at": made_at,
         "code": {"scf": foundry.code_version},
-        "promotion": is_promotion(contents, previous[1] if previous else None),
+        "promotion": contents.week.kind == PROMOTION,
+        "kind": contents.week.kind,
         "generation": {
             "name": generation.name,
             "run": generation.run_id,
@@ -292,11 +377,8 @@ def _about(
             "merkle_root": generation.merkle_root,
         },
         "statement_sha256": generation.statement_sha256,
-        "previous": previous
-        and {
-            "name": previous[1]["name"],
-            "release_sha256": sha256_hex((previous[0] / RELEASE_NAME).read_bytes()),
-        },
+        "carried_by": contents.carrier and contents.carrier.reference(),
+        "previous": previous and previous.reference(),
         "audit": {"origin": head.origin, "size": head.size, "root": head.root.hex()},
         "keys": {
             role: {"path": f"keys/{role}.pub", "key_id": key.key_id}
@@ -310,33 +392,26 @@ def _texts(
     foundry: Foundry,
     contents: Contents,
     about: Mapping[str, Any],
-    previous: tuple[Path, Mapping[str, Any]] | None,
+    previous: Released | None,
 ) -> dict[str, bytes]:
-    start = previous[1]["audit"]["size"] if previous else 0
-    # The previous release's own entry was appended after it was packed.
-    own = previous[1]["name"] if previous else None
-    entries = [
-        logged.entry
-        for logged in foundry.audit.entries(start)
-        if (logged.entry.event, logged.entry.subject) != (EVENT, own)
-    ]
+    """What is written for this release: notes, how to verify, and what it was made with."""
     notes = release_notes(
         contents,
         name=about["name"],
         made_at=about["made_at"],
-        previous=previous[1] if previous else None,
-        events=Counter(entry.event for entry in entries),
-        incidents=[
-            Incident(entry.at, entry.subject, state.lower(), str(entry.details.get("reason")))
-            for entry in entries
-            for room, _, state in [entry.event.partition(".")]
-            if room == "run" and state in CAME_TO_NOTHING
-        ],
+        previous=previous.about if previous else None,
         absent=about["absent"],
         code_version=foundry.code_version,
     )
-    verify = verify_text(about["name"], foundry.signer.public_key.key_id)
-    return {"NOTES.md": notes.encode(), "VERIFY.md": verify.encode()}
+    texts = {
+        "NOTES.md": notes.encode(),
+        "VERIFY.md": verify_text(about["name"], foundry.signer.public_key.key_id).encode(),
+        "sbom.cdx.json": bill_of_materials(foundry.code_version, about["made_at"]),
+        "config/constraints.txt": constraints(),
+    }
+    if foundry.settings is not None:
+        texts["config/foundry.json"] = canonical_json(dict(foundry.settings))
+    return texts
 
 
 def _publish(
@@ -364,14 +439,14 @@ def _publish(
 
 
 def _log(foundry: Foundry, path: Path) -> None:
-    about = read_release(path)
+    made = read_released(path)
     foundry.audit.append(
         EVENT,
         path.name,
         {
-            "release_sha256": sha256_hex((path / RELEASE_NAME).read_bytes()),
-            "generation": about["generation"]["name"],
-            "promotion": about["promotion"],
+            "release_sha256": made.sha256,
+            "generation": made.about["generation"]["name"],
+            "promotion": made.about["promotion"],
         },
         key=f"{EVENT}/{path.name}",
     )

@@ -1,0 +1,84 @@
+"""How releases hang together: which is the last, and which one carries a generation's weights.
+
+RELEASE.json files are read here, not verified; `scf release verify` does that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scf.core.clock import parse_utc
+from scf.core.identity import sha256_hex
+from scf.release.archive import RELEASE_NAME, ReleaseDamaged, read_release, releases_of
+from scf.storage.partitions import Folder
+
+
+@dataclass(frozen=True)
+class Released:
+    """A release on the drive.
+
+    Attributes:
+        path: Its folder.
+        about: Its RELEASE.json.
+        sha256: Of that file: how other releases name this one.
+    """
+
+    path: Path
+    about: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """`week-YYYY-MM-DD`."""
+        return str(self.about["name"])
+
+    @property
+    def carried_by(self) -> Mapping[str, Any] | None:
+        """Which earlier release has the weights of this one; None where it has them itself."""
+        found: Mapping[str, Any] | None = self.about.get("carried_by")
+        return found
+
+    def reference(self) -> dict[str, str]:
+        """How another release names this one."""
+        return {"name": self.name, "release_sha256": self.sha256}
+
+
+def all_released(releases: Folder) -> list[Released]:
+    """Every release, by week.
+
+    Raises:
+        ReleaseDamaged: One cannot be read.
+    """
+    return [read_released(path) for path in releases_of(releases)]
+
+
+def read_released(path: Path) -> Released:
+    """One release. Raises ReleaseDamaged."""
+    about = read_release(path)
+    return Released(path, about, sha256_hex((path / RELEASE_NAME).read_bytes()))
+
+
+def last_made(released: list[Released]) -> Released | None:
+    """The end of the chain: the one that no other follows.
+
+    Weeks may be released in any order, so the end is not the last by name. Where several have no
+    follower (one was taken out of the middle), the one made last is the end.
+    """
+    followed = {r.about["previous"]["release_sha256"] for r in released if r.about["previous"]}
+    ends = [r for r in released if r.sha256 not in followed]
+    if released and not ends:
+        raise ReleaseDamaged(
+            f"{released[0].path.parent}: every release is followed by another: a circle",
+            remedy="Restore release_history from a backup or a copy.",
+        )
+    return max(ends, key=lambda r: parse_utc(r.about["made_at"]), default=None)
+
+
+def carrier_of(released: list[Released], checkpoint_digest: str, statement: str) -> Released | None:
+    """The release that has these weights in full with this statement, if one has."""
+    for one in released:
+        weights = one.about["generation"]["checkpoint_digest"], one.about["statement_sha256"]
+        if one.carried_by is None and weights == (checkpoint_digest, statement):
+            return one
+    return None
