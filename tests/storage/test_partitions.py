@@ -2,13 +2,23 @@
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from scf.core.errors import DriveError
 from scf.storage import durable
-from scf.storage.partitions import DEFAULT_BUDGETS_BYTES, MARKER_NAME, Drive, DriveMissing, Folder
+from scf.storage.partitions import (
+    DEFAULT_BUDGETS_BYTES,
+    MARKER_NAME,
+    USAGE_PATH,
+    USAGE_SCHEMA,
+    Drive,
+    DriveMissing,
+    Folder,
+    PartitionFull,
+)
 
 
 @pytest.fixture
@@ -129,3 +139,79 @@ def test_a_full_disk_while_scaffolding_leaves_no_marker(
 
     assert not (tmp_path / "root" / MARKER_NAME).exists()
     assert Drive.scaffold(tmp_path / "root").uuid
+
+
+def survey(drive: Drive, **used_bytes: int) -> None:
+    """Say what the partitions hold, as the conductor's survey does."""
+    used = {name: used_bytes.get(name, 0) for name in DEFAULT_BUDGETS_BYTES}
+    path = drive.root.joinpath(*USAGE_PATH)
+    durable.write_json(path, {"schema": USAGE_SCHEMA, "used_bytes": used})
+
+
+def test_a_budget_is_enforced_before_the_write(drive: Drive) -> None:
+    """What fits is written and counted; what does not leaves nothing, and says what to do."""
+    drive.set_budgets({"model_zoo": 1000})
+    survey(drive, model_zoo=900)
+    folder = drive.folder("model_zoo", "inside")
+    folder.write_file("small", b"x" * 60)
+    folder.append_line("log", b"y" * 19)
+
+    with pytest.raises(PartitionFull, match="20 B are left of its budget") as refused:
+        folder.write_file("large", b"x" * 21)
+    assert "scf budget set model_zoo" in str(refused.value.remedy)
+    with pytest.raises(PartitionFull), folder.open_staged("staged") as file:
+        file.write(b"x" * 21)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["log", "small"]
+    folder.write_file("small", b"x" * 50)
+    folder.write_file("other", b"x" * 30)
+    drive.folder("zk_proofs").write_file("elsewhere", b"x" * 5000)
+
+
+def test_a_folder_that_does_not_fit_is_not_published(drive: Drive) -> None:
+    drive.set_budgets({"model_zoo": 1000})
+    survey(drive, model_zoo=500)
+    folder = drive.folder("model_zoo")
+    staged = folder.new_staging("g")
+    (staged / "weights").write_bytes(b"x" * 501)
+
+    with pytest.raises(PartitionFull):
+        folder.publish_folder(staged, "g")
+
+    assert not (folder.path / "g").exists()
+    (staged / "weights").write_bytes(b"x" * 500)
+    folder.publish_folder(staged, "g")
+    with pytest.raises(PartitionFull):
+        folder.new_staging("another")
+
+
+def test_a_raised_budget_is_noticed_by_whoever_has_the_drive_open(drive: Drive) -> None:
+    survey(drive, model_zoo=5000)
+    drive.set_budgets({"model_zoo": 1000})
+    other = Drive.open(drive.root)
+    folder = other.folder("model_zoo")
+    with pytest.raises(PartitionFull):
+        folder.write_file("x", b"1")
+
+    drive.set_budgets({"model_zoo": 10_000})
+
+    folder.write_file("x", b"1")
+
+
+def test_what_nobody_has_measured_is_not_refused(drive: Drive) -> None:
+    """No survey yet, or one that cannot be read: the disk itself is the limit."""
+    drive.set_budgets({"model_zoo": 1})
+    folder = drive.folder("model_zoo")
+    folder.write_file("x", b"12345")
+    (drive.root / "system_cache" / "usage.json").write_text("{")
+    folder.write_file("x", b"1234567")
+
+
+def test_the_look_at_a_budget_costs_microseconds(drive: Drive) -> None:
+    """No walk per write: a look takes well under a tenth of a millisecond."""
+    survey(drive, model_zoo=1)
+    folder = drive.folder("model_zoo", "a", "b")
+    began = time.perf_counter()
+    for _ in range(1000):
+        folder.admit(1)
+
+    assert (time.perf_counter() - began) / 1000 < 1e-4

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stop": ("operate", "stop", "Ask the conductor to stop."),
     "run-now": ("operate", "run_now", "Start a run on what is there now."),
     "cancel": ("operate", "cancel", "End a run; no other try is made."),
+    "budget": ("operate", "budget", "Limits on room, money and what is kept, with a forecast."),
     "lock": ("operate", "lock", "Emergency stop: end jobs, start nothing."),
     "unlock": ("operate", "unlock", "Release the emergency lock, with a reason."),
     "runs": ("operate", "runs", "List runs."),

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from scf.cli.common import Context, common_options, emit, json_option, talk
+from scf.control.budget import check_limit
 from scf.control.control_file import AUTO_GEAR, GEAR_FLOORS_S, STOP_MODES, ControlFile
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import SystemClock
@@ -128,6 +129,35 @@ def cancel(context: Context, run_id: str) -> None:
             raise UsageError(f"no run {run_id!r}", remedy="`scf runs` lists them.")
         store.run(run_id)
     _ask(context, "CANCEL", {"run": run_id})
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@common_options
+def budget(context: Context, as_json: bool) -> None:
+    """Show the limits: room per partition with its forecast, money, what is kept.
+
+    `scf budget set NAME LIMIT` sets one, such as `fossil_vault "1.2 TB"` or `usd_month 40`.
+    """
+    from scf.daemon.standing import limits, limits_text
+
+    if click.get_current_context().invoked_subcommand is not None:
+        return
+    found = limits(context.config, SystemClock())
+    if as_json:
+        emit(found)
+    else:
+        click.echo(limits_text(found))
+
+
+@budget.command("set")
+@click.argument("name")
+@click.argument("limit")
+@common_options
+def budget_set(context: Context, name: str, limit: str) -> None:
+    """Set a limit; it is kept until it is set again."""
+    check_limit(name, limit)
+    _ask(context, "SET_BUDGET", {"budget": name, "limit": limit})
 
 
 @click.command()
@@ -309,6 +339,6 @@ def _ask(context: Context, name: str, arguments: dict[str, str]) -> None:
 
 
 __all__ = [
-    "cancel", "daemon", "gear", "lock", "pause", "resume", "run", "run_now", "runs", "status",
-    "stop", "unlock",
+    "budget", "cancel", "daemon", "gear", "lock", "pause", "resume", "run", "run_now", "runs",
+    "status", "stop", "unlock",
 ]  # fmt: skip

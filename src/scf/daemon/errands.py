@@ -22,7 +22,9 @@ from scf.daemon.commands import RUN_NOW
 from scf.daemon.orient import describe, may_plan, orient
 from scf.daemon.pipeline import Bench
 from scf.daemon.pulse import Dropped, Pulse, Signs
+from scf.daemon.retention import CLEAN_EVERY_S, clean
 from scf.daemon.rooms import week_of
+from scf.daemon.survey import PRESSED_FROM, Survey, storage_facts
 from scf.runs.record import Origin, Run
 from scf.runs.state import State
 from scf.storage.failpoint import failpoint
@@ -43,10 +45,12 @@ class Errands:
 
     bench: Bench
     pulse: Pulse
+    survey: Survey
     lock: EmergencyLock
     log: Any
     talk: Callable[[str], None]
     full: BudgetExceeded | None = None
+    _clean_at: float = 0.0
     _tries: dict[str, int] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
 
@@ -63,6 +67,10 @@ class Errands:
             did |= self._try("plan", self.plan)
         if auto_release:
             did |= self._try("release", self.release)
+        if self.survey.is_due:
+            self._try("survey", self.measure_room)
+        if self.bench.rooms.clock.monotonic() >= self._clean_at:
+            did |= self._try("clean", self.clean)
         return did
 
     @property
@@ -123,6 +131,26 @@ class Errands:
             )
         self.pulse.ingested(dropped)
         return True
+
+    def measure_room(self) -> bool:
+        """Look at a few more folders; a partition that is pressed is cleaned at once."""
+        if self.survey.step():
+            for fact in storage_facts(self.bench.rooms.drive):
+                if fact["used_bytes"] > PRESSED_FROM * fact["budget_bytes"]:
+                    self.log.warning("partition.nearly_full", **fact)
+                    self._clean_at = 0.0
+        return False
+
+    def clean(self) -> bool:
+        """Take away what may go."""
+        self._clean_at = self.bench.rooms.clock.monotonic() + CLEAN_EVERY_S
+        removed = clean(self.bench.rooms, self.bench.store)
+        for removal in removed:
+            self.log.info("retention.removed", name=removal.name, reason=removal.reason)
+        if removed:
+            self.talk(f"removed {len(removed)} that nobody needs: {removed[0].name} ...")
+            self.survey.ask()
+        return bool(removed)
 
     def plan(self) -> bool:
         """Make an intent out of what the vault holds."""
@@ -186,7 +214,10 @@ class Errands:
                 tell_at = clock.monotonic() + INGEST_TELLS_EVERY_S
                 self.talk(f"{dropped.name}: {read} records so far")
 
-        report = self.bench.rooms.ingest(dropped.path, on_progress).to_json()
+        rooms = self.bench.rooms
+        rooms.drive.admit(rooms.vault_folder, dropped.size_bytes)
+        report = rooms.ingest(dropped.path, on_progress).to_json()
+        self.survey.ask()
         took = format_duration(clock.monotonic() - started)
         self.log.info("ingest.done", seconds=clock.monotonic() - started, **report)
         self.talk(

@@ -32,20 +32,21 @@ from scf.core.errors import (
     ScfError,
 )
 from scf.daemon.advance import advance, is_due
-from scf.daemon.commands import CANCELS, Operator
+from scf.daemon.commands import CANCELS, ROOM_PENDING, Operator
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
 from scf.daemon.pipeline import RECORDING, Bench
 from scf.daemon.pulse import Pulse
 from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
+from scf.daemon.survey import Survey
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.job import JobPhase
 from scf.runs.state import ACTIVE
 from scf.runs.store import RunStore
 from scf.storage.instance_lock import instance_lock
-from scf.storage.partitions import Folder
+from scf.storage.partitions import Drive, Folder
 
 # A tick takes at most so many runs one stage further.
 RUNS_PER_TICK_MAX = 16
@@ -141,7 +142,8 @@ class Conductor:
         bench = Bench(rooms, self.store, settings.max_attempts)
         pulse = Pulse(rooms.vault_folder, self.store, self._clock, settle_s=settings.settle_s)
         self._rooms = rooms
-        self._errands = Errands(bench, pulse, self.lock, self._log, self._talk)
+        survey = Survey(rooms.drive, self._clock)
+        self._errands = Errands(bench, pulse, survey, self.lock, self._log, self._talk)
 
     def close(self) -> None:
         """Let go of everything. Running jobs go on, and are found again."""
@@ -193,6 +195,7 @@ class Conductor:
         assert self._rooms is not None
         assert self._errands is not None
         self._rooms.drive.check()
+        self._give_room(self._rooms.drive)
         if self.operator.stopping is not None:
             return self._stop()
         if self.operator.is_paused:
@@ -221,6 +224,13 @@ class Conductor:
             or self.store.runs(ACTIVE)
         )
         return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)
+
+    def _give_room(self, drive: Drive) -> None:
+        """Write the budgets that the operator has set to the drive that they are about."""
+        pending = self.store.get(ROOM_PENDING)
+        if pending:
+            drive.set_budgets({name: int(size) for name, size in pending.items()})
+            self.store.set(ROOM_PENDING, {})
 
     def _advance_runs(self, *, only_recording: bool) -> bool:
         assert self._errands is not None

@@ -4,22 +4,30 @@ Works with the daemon stopped or hanging, and says so when the drive is not ther
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scf.config import FoundryConfig
+from scf.control.budget import LIMITS
 from scf.control.control_file import AUTO_GEAR
 from scf.control.emergency_lock import EmergencyLock
-from scf.core.clock import SystemClock
+from scf.core.clock import Clock, SystemClock
 from scf.core.errors import DriveError, InputError
 from scf.core.identity import sha256_hex
-from scf.daemon.commands import GEAR, IS_PAUSED
+from scf.core.units import format_bytes
+from scf.daemon.allowance import Allowance
+from scf.daemon.commands import GEAR, IS_PAUSED, limit_of
 from scf.daemon.gears import GEARS
 from scf.daemon.heartbeat import DaemonState, read_state
+from scf.daemon.survey import PRESSED_FROM, storage_facts
 from scf.runs.store import DATABASE_NAME, RunStore
 from scf.storage import durable
 from scf.storage.partitions import Drive
+
+# A partition that will be full later than this is not worth a line.
+FORESEEN_DAYS = 120.0
 
 
 @contextlib.contextmanager
@@ -67,6 +75,7 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
             "plan": _plan_facts(generation),
             "chain": _chain(generation, release),
             "runs": counts,
+            "storage": storage_facts(drive) if drive is not None else [],
             "daemon": shown,
         }
 
@@ -89,7 +98,61 @@ def standing_text(found: dict[str, Any]) -> str:
         lines.append(f"plan        {plan['fossils']} fossils, root {plan['merkle_root'][:16]}")
     counts = ", ".join(f"{n} {state}" for state, n in sorted(found["runs"].items()))
     lines.append(f"runs        {counts or 'none'}")
+    lines += [
+        f"room        {storage_text(fact)}" for fact in found["storage"] if worth_saying(fact)
+    ]
     return "\n".join(lines)
+
+
+def limits(config: FoundryConfig, clock: Clock) -> dict[str, Any]:
+    """What `scf budget --json` prints."""
+    drive = _drive(config)
+    with reading_store(config.home) as kept:
+        store = kept or RunStore.in_memory(clock)
+        others = {
+            name: {"limit": limit_of(store, name), "what": limit.what}
+            for name, limit in LIMITS.items()
+            if not limit.is_partition
+        }
+        spent = Allowance(store, clock).spent_usd()
+        if kept is None:
+            store.close()
+    return {
+        "schema_version": 1,
+        "storage": storage_facts(drive) if drive is not None else [],
+        "free_bytes": shutil.disk_usage(drive.root).free if drive is not None else None,
+        "limits": others,
+        "spent_usd_month": spent,
+    }
+
+
+def limits_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [storage_text(fact) for fact in found["storage"]] or ["the drive is not there"]
+    if found["free_bytes"] is not None:
+        lines.append(f"free on the disk: {format_bytes(found['free_bytes'])}")
+    for name, row in found["limits"].items():
+        spent = f" ({found['spent_usd_month']:.2f} spent)" if name == "usd_month" else ""
+        lines.append(f"{name}: {LIMITS[name].show(row['limit'])}{spent}: {row['what']}")
+    return "\n".join(lines)
+
+
+def worth_saying(fact: dict[str, Any]) -> bool:
+    """A partition that is nearly full, or will be within the season."""
+    if fact["used_bytes"] is None:
+        return False
+    is_pressed = fact["used_bytes"] > PRESSED_FROM * fact["budget_bytes"]
+    return is_pressed or (fact["full_in_days"] is not None and fact["full_in_days"] < FORESEEN_DAYS)
+
+
+def storage_text(fact: dict[str, Any]) -> str:
+    """`fossil_vault: 1.2 TB of 1.5 TB, full in 41 days`."""
+    used, days = fact["used_bytes"], fact["full_in_days"]
+    held = "not measured yet" if used is None else format_bytes(used)
+    text = f"{fact['partition']}: {held} of {format_bytes(fact['budget_bytes'])}"
+    if used is not None and used >= fact["budget_bytes"]:
+        return f"{text}, FULL"
+    return text if days is None else f"{text}, full in {days:.0f} days"
 
 
 def _drive(config: FoundryConfig) -> Drive | None:

@@ -4,6 +4,10 @@ A drive that is pulled leaves its mount point behind as an empty folder on the s
 descriptors may go on writing to a detached file system without an error (seen after `umount -l`).
 So each write through a `Folder` first makes sure that the marker is there, carries the UUID it
 carried when the drive was opened, and lies on the same device.
+
+It also makes sure that the partition's budget has room. How much a partition holds is known from
+`system_cache/usage.json`, which the conductor's survey keeps up to date, and from what was written
+through this `Drive` since: a write costs a look at two numbers, never a walk.
 """
 
 import contextlib
@@ -15,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scf.core.errors import DriveError, InputError
+from scf.core.errors import BudgetExceeded, DriveError, InputError
 from scf.core.units import format_bytes
 from scf.storage import durable
 
 MARKER_NAME = ".scf-root.json"
 MARKER_SCHEMA = "scf.root/1"
+USAGE_PATH = ("system_cache", "usage.json")
+USAGE_SCHEMA = "scf.usage/1"
 
 # Budgets for the reference drive of 3 TB; a smaller drive scales them (DESIGN section 2).
 DEFAULT_BUDGETS_BYTES: Mapping[str, int] = {
@@ -45,6 +51,10 @@ class DriveMissing(DriveError):
         self.root = root
 
 
+class PartitionFull(BudgetExceeded):
+    """A partition's budget has no room for what was to be written."""
+
+
 class Drive:
     """An opened root. `check` is cheap (one stat, one small read) and runs before every write."""
 
@@ -56,6 +66,9 @@ class Drive:
         }
         self._device = device
         self._marker_identity: tuple[int, int] | None = None
+        self._usage_identity: tuple[int, int] | None = None
+        # As of the last survey, and what went through this object since. Empty: nobody has looked.
+        self._used_bytes: dict[str, int] = {}
 
     @classmethod
     def scaffold(cls, root: Path, *, budgets_bytes: Mapping[str, int] | None = None) -> "Drive":
@@ -114,7 +127,59 @@ class Drive:
                 raise DriveMissing(self.root, "the marker cannot be read") from error
             if marker["uuid"] != self.uuid:
                 raise DriveMissing(self.root, f"the marker names drive {marker['uuid']}")
+            self.budgets_bytes.update(marker["budgets_bytes"])
             self._marker_identity = identity
+
+    def set_budgets(self, budgets_bytes: Mapping[str, int]) -> None:
+        """Give partitions other budgets; who has the drive open notices at its next write."""
+        assert budgets_bytes.keys() <= DEFAULT_BUDGETS_BYTES.keys(), budgets_bytes
+        self.check()
+        marker = _read_marker(self.root)
+        marker["budgets_bytes"] = {**marker["budgets_bytes"], **budgets_bytes}
+        durable.write_json(self.root / MARKER_NAME, marker)
+        self.check()
+
+    def admit(self, folder: Path, size_bytes: int) -> None:
+        """Raise PartitionFull unless the budget of the partition around `folder` has room.
+
+        A partition that no survey has looked at yet admits everything.
+        """
+        name = self._partition_of(folder)
+        if name is None:
+            return
+        self._refresh_usage()
+        used = self._used_bytes.get(name)
+        if used is None or used + size_bytes <= self.budgets_bytes[name]:
+            return
+        room = max(0, self.budgets_bytes[name] - used)
+        raise PartitionFull(
+            f"{folder}: {format_bytes(size_bytes)} do not fit: {name} holds {format_bytes(used)}, "
+            f"{format_bytes(room)} are left of its budget; nothing was written",
+            remedy=f"Free room, or raise the budget: `scf budget set {name} SIZE`.",
+        )
+
+    def count(self, folder: Path, size_bytes: int) -> None:
+        """Note that the partition around `folder` holds so much more than it did."""
+        name = self._partition_of(folder)
+        if name in self._used_bytes:
+            self._used_bytes[name] += size_bytes
+
+    def _partition_of(self, folder: Path) -> str | None:
+        parts = folder.parts[len(self.root.parts) :]
+        return parts[0] if parts and parts[0] in DEFAULT_BUDGETS_BYTES else None
+
+    def _refresh_usage(self) -> None:
+        path = self.root.joinpath(*USAGE_PATH)
+        try:
+            stat = path.stat()
+            identity = (stat.st_ino, stat.st_mtime_ns)
+            if identity == self._usage_identity:
+                return
+            usage = durable.read_json(path, size_max_bytes=2**20)
+            used = {name: int(usage["used_bytes"][name]) for name in DEFAULT_BUDGETS_BYTES}
+        except (OSError, InputError, KeyError, TypeError, ValueError):
+            return  # not looked at yet, or being repaired by the next survey
+        self._used_bytes, self._usage_identity = used, identity
 
     def folder(self, partition: str, *parts: str) -> "Folder":
         """A folder of a partition, made if it is absent."""
@@ -191,45 +256,72 @@ class Folder:
 
     def write_file(self, name: str, data: bytes, *, mode: int = 0o644) -> Path:
         """`durable.write_file` inside this folder; returns the path."""
-        self.check()
-        durable.write_file(self.path / name, data, mode=mode)
+        with self._admitted(name, len(data)):
+            durable.write_file(self.path / name, data, mode=mode)
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> Path:
         """`durable.write_json` inside this folder; returns the path."""
-        self.check()
-        durable.write_json(self.path / name, value)
+        # Small, and its size is known late: it needs any room at all.
+        with self._admitted(name, 1):
+            durable.write_json(self.path / name, value)
         return self.path / name
 
     def write_once(self, name: str, data: bytes) -> Path:
         """`durable.write_once` inside this folder; returns the path."""
-        self.check()
-        durable.write_once(self.path / name, data)
+        with self._admitted(name, len(data)):
+            durable.write_once(self.path / name, data)
         return self.path / name
 
     def append_line(self, name: str, line: bytes) -> None:
         """`durable.append_line` inside this folder."""
-        self.check()
-        durable.append_line(self.path / name, line)
+        with self._admitted(name, len(line) + 1, appends=True):
+            durable.append_line(self.path / name, line)
 
     @contextlib.contextmanager
     def open_staged(self, name: str) -> Iterator[BinaryIO]:
-        """`durable.open_staged` inside this folder; the drive is checked again before renaming."""
-        self.check()
-        with durable.open_staged(self.path / name) as file:
+        """`durable.open_staged` inside this folder; all is checked again before renaming."""
+        self.admit(1)
+        with self._admitted(name, 0), durable.open_staged(self.path / name) as file:
             yield file
             self.check()
+            self.admit(file.tell())
 
     def new_staging(self, name: str) -> Path:
         """A fresh hidden folder here, to be filled and then given to `publish_folder`."""
         self.check()
+        self.admit(1)
         return durable.new_staging(self.path, name)
 
     def publish_folder(self, staged: Path, name: str) -> Path:
         """Give a staged folder its final name here; returns the path."""
         self.check()
+        size_bytes = _tree_size_bytes(staged)
+        self.admit(size_bytes)
         durable.publish_folder(staged, self.path / name)
+        if self.drive is not None:
+            self.drive.count(self.path, size_bytes)
         return self.path / name
+
+    def admit(self, size_bytes: int) -> None:
+        """Raise PartitionFull unless `size_bytes` more fit the budget of this partition."""
+        if self.drive is not None:
+            self.drive.admit(self.path, size_bytes)
+
+    @contextlib.contextmanager
+    def _admitted(self, name: str, size_bytes: int, *, appends: bool = False) -> Iterator[None]:
+        """Check drive and budget around the writing of one file, and count what it added."""
+        self.check()
+        if self.drive is None:
+            yield
+            return
+        path = self.path / name
+        before = _size_bytes(path)
+        grows_by = size_bytes if appends else size_bytes - before
+        if grows_by > 0:
+            self.drive.admit(self.path, grows_by)
+        yield
+        self.drive.count(self.path, _size_bytes(path) - before)
 
 
 def _read_marker(root: Path) -> dict[str, Any]:
@@ -246,6 +338,13 @@ def _scaled_budgets(disk_bytes: int) -> dict[str, int]:
     # Budgets may take at most 90 % of the disk; the rest is for the file system and for others.
     scale = min(1.0, 0.9 * disk_bytes / sum(DEFAULT_BUDGETS_BYTES.values()))
     return {name: int(budget * scale) for name, budget in DEFAULT_BUDGETS_BYTES.items()}
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _tree_size_bytes(folder: Path) -> int:
