@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from scf.core import merkle
@@ -14,11 +16,13 @@ from scf.core.canonical import canonical_json
 from scf.core.identity import cid_of
 from scf.fertilization.batch_plan import BatchPlan, family_hash, held_out_threshold
 from scf.fertilization.readers.registry import READERS
+from scf.fertilization.shard_cache import ShardCache, SourceFile
 from scf.fertilization.shuffle import EpochOrder, KeyedPermutation
 from scf.fertilization.weather_checks import WEATHER_CHECKS
 from scf.signing.envelope import Envelope
 from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey, verify_envelope
+from scf.storage.partitions import Folder
 from scf.vault.fossil import encode_fossil, fossil_cid, parse_fossil
 from scf.vault.manifest import PAYLOAD_TYPE, manifest_payload
 from scf.vault.shard import ShardSummary, leaf
@@ -109,6 +113,25 @@ def test_the_order() -> None:
         "permutation of 10^15, first 3": first(10**15, 3),
         "window 0, first 8": order.window(0)[:8].tolist(),
         "window 1, first 8": order.window(1)[:8].tolist(),
+    }
+
+
+def test_the_rows_of_the_shard(tmp_path: Path) -> None:
+    source = tmp_path / "shard.ndjson"
+    source.write_bytes(b"".join(the_two_lines()))
+    os.utime(source, ns=(0, 0))
+    cache = ShardCache(Folder.at(tmp_path / "cache"), budget_bytes=10**6)
+
+    rows = cache.open(SourceFile(source, the_shard().sha256))
+
+    assert rows is not None
+    data = rows.path.read_bytes()
+    assert json.loads(vector("shard-cache", "rows")) == {
+        "name": rows.path.name,
+        "size_bytes": len(data),
+        "blake3": blake3(data).hexdigest(),
+        "group offsets": rows.kinds[0].offsets.tolist(),
+        "first group": data[4096:][: 2 * sum(rows.kinds[0].row_bytes)].hex(),
     }
 
 

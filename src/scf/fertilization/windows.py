@@ -314,7 +314,7 @@ class _RowReads:
         preadv = os.preadv
         for spec in self._table.kind.specs:
             array = np.empty((high - low, *spec.shape), spec.numpy_dtype)
-            rows: Any = bytes_of(array).reshape(high - low, -1)
+            rows: Any = bytes_of(array).reshape(high - low, spec.size_bytes)
             starts = self._starts[spec.name][low:high].tolist()
             size = spec.size_bytes
             try:
