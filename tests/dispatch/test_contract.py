@@ -33,7 +33,9 @@ def local_door(tmp_path: Path) -> MakeDoor:
 DOORS = {"local": local_door, "ssh": ssh_door, "runpod": runpod_door}
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name == "local" else pytest.mark.e2e) for name in DOORS]
+)
 def make_door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDoor]:
     """Opens the same door; each call is as a daemon that was started again."""
     make = DOORS[request.param](tmp_path)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ from scf.dispatch.runpod_model import PodOrder
 from support.clocks import ManualClock
 from support.rented_pods import CHEAP, DEAR, Doors, runpod_door
 from support.waiting import wait_for
+
+
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
@@ -330,10 +334,15 @@ def test_the_sweep_ends_our_strays_and_nobody_elses(doors: Doors) -> None:
     wait_for(lambda: door.poll("job-1").placement["stage"] == "running", what="the job", limit_s=30)
     prefix = door._pods._prefix
     for name in (f"{prefix}stray", "scf-00000000-another-overseer", "somebody-elses"):
-        door._pods._client.create(
-            PodOrder(name=name, image="x", gpu=CHEAP.gpu, terminate_after=SystemClock().now())
+        order = PodOrder(
+            name=name,
+            image="x",
+            gpu=CHEAP.gpu,
+            terminate_after=SystemClock().now() + timedelta(days=1),
         )
-        doors.provider.all_pods[-1].terminate_after = None
+        # No ssh server of its own: it is never looked into.
+        doors.provider.pod_scripts.append(PodScript(until_running=None))
+        door._pods._client.create(order)
 
     wait_for(
         lambda: f"{prefix}stray" not in {pod.name for pod in doors.provider.alive()},

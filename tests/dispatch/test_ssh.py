@@ -29,6 +29,8 @@ from scf.storage.partitions import Drive, Folder
 from support.ssh_boxes import QUICK, Sshd, session_sshd, start_sshd
 from support.waiting import is_gone, wait_for
 
+pytestmark = pytest.mark.e2e
+
 PLAN = JobInput("plan.json", "inputs/plan.json")
 
 

@@ -47,8 +47,8 @@ def rental(tmp_path: Path, **changes: Any) -> RunpodSettings:
     given = {
         "image": "worker@sha256:" + "0" * 64,
         "candidates": (CHEAP,),
-        "look_s": 0.1,
-        "visible_s": 0.8,
+        "look_s": 0.05,
+        "visible_s": 0.6,
         "root": str(tmp_path / "pod"),
         "python": sys.executable,
     }

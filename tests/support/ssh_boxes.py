@@ -24,7 +24,7 @@ from scf.storage.partitions import Folder
 from support.tiny_worker import HERE
 
 WORKER = ("{python}", str(HERE / "tiny_worker.py"))
-QUICK = FollowSettings(worker=WORKER, look_s=0.15, retry_s=0.1, retry_max_s=0.5, patience_s=1.0)
+QUICK = FollowSettings(worker=WORKER, look_s=0.08, retry_s=0.05, retry_max_s=0.3, patience_s=1.0)
 
 
 @dataclass

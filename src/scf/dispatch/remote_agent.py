@@ -2,8 +2,9 @@
 
 Its text is sent over ssh to `python -I -S -`, followed by one call of `main` with the request as
 JSON; so nothing has to be installed there first, and nothing of the request appears in a command
-line. It uses the standard library alone. The answer is one line on standard output that begins with
-`MARK`; whatever a login shell prints around it is not read.
+line. It uses the standard library alone, and imports late what is slow to import: looks at jobs are
+asked for all the time. The answer is one line on standard output that begins with `MARK`; whatever
+a login shell prints around it is not read.
 
 What lies under the root on that machine:
 
@@ -18,19 +19,15 @@ Every request can be made twice. `start` starts a job at most once: the lock on 
 inherited by all its processes, and its text, written when it was started, stays.
 """
 
-import base64
+import binascii
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
-import shutil
 import signal
-import socket
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,13 +72,15 @@ class Place:
 
 def prepare(place: Place, request: Json) -> Json:
     """Make the folders; say what this machine is and which contents it has not got."""
+    import shutil
+
     place.make()
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(place.shards)}
     wanted = {_matching(_SHA256, sha256): size_bytes for sha256, size_bytes in request["wanted"]}
     return {
         "root": str(place.root),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
+        "host": os.uname().nodename,
+        "python": ".".join(map(str, sys.version_info[:3])),
         "scf": _installed_version() if request.get("asks_version") else None,
         "rsync": shutil.which("rsync") is not None,
         "free_bytes": shutil.disk_usage(place.root).free,
@@ -184,6 +183,8 @@ def cancel(place: Place, request: Json) -> Json:
 
 def forget(place: Place, request: Json) -> Json:
     """Take the bundle of an ended job away; that it has ended stays known."""
+    import shutil
+
     job = place.job(request)
     if not job.exists() or _is_held(job / "worker.lock"):
         return {"forgotten": not job.exists()}
@@ -235,6 +236,8 @@ def main(text: str) -> None:
 
 
 def _make_bundle(place: Place, job: Path, request: Json) -> None:
+    import shutil
+
     staged = job.with_name(f".{job.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     for name in ("inputs", "outputs"):
@@ -255,6 +258,8 @@ def _make_bundle(place: Place, job: Path, request: Json) -> None:
 
 
 def _spawn(place: Place, job: Path, descriptor: int, request: Json) -> Json:
+    import subprocess
+
     environment = {**os.environ, **request["environment"]}
     if request["code"] is not None:
         environment["PYTHONPATH"] = str(_unpacked(place, request["code"]))
@@ -281,7 +286,7 @@ def _spawn(place: Place, job: Path, descriptor: int, request: Json) -> Json:
         os.ftruncate(descriptor, 0)
         raise Refused(f"the worker could not be started: {error}") from error
     child.returncode = 0  # it outlives us; its lock and its exit record say how it is
-    about = {"pid": child.pid, "host": socket.gethostname()}
+    about = {"pid": child.pid, "host": os.uname().nodename}
     _say(descriptor, about)
     return about
 
@@ -294,7 +299,8 @@ def _say(descriptor: int, about: Json) -> None:
 
 def _unpacked(place: Place, sha256: str) -> Path:
     """The folder of a wheel's content, unpacked once; its digest is looked at again before."""
-    import zipfile  # here: slow to import, and rarely needed
+    import shutil
+    import zipfile
 
     folder = place.code / _matching(_SHA256, sha256)
     if folder.exists():
@@ -319,6 +325,8 @@ def _unpacked(place: Place, sha256: str) -> Path:
 
 
 def _installed_version() -> str | None:
+    import subprocess
+
     # Asked of a Python of its own: this one was started without the place where packages are.
     code = "from importlib.metadata import version; print(version('scf'))"
     command = [sys.executable, "-I", "-c", code]
@@ -357,7 +365,7 @@ def _tail(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return base64.b64encode(file.read(TAIL_BYTES)).decode()
+            return binascii.b2a_base64(file.read(TAIL_BYTES), newline=False).decode()
     except OSError:
         return ""
 
@@ -365,7 +373,7 @@ def _tail(path: Path) -> str:
 def _encoded(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(EXIT_MAX_BYTES + 1)
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def _acquire(path: Path) -> int | None:
