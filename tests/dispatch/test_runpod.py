@@ -31,7 +31,6 @@ from support.clocks import ManualClock
 from support.rented_pods import CHEAP, DEAR, Doors, runpod_door
 from support.waiting import wait_for
 
-
 pytestmark = pytest.mark.e2e
 
 
