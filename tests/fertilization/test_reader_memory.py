@@ -71,7 +71,7 @@ def zarr(path: Path) -> Path:
     dataset = xarray.Dataset({"u": (("time", "y", "x"), block(N))})
     options = {"u": {"chunks": (8, SIDE, SIDE), "compressors": None}}
     dataset.to_zarr(path, zarr_format=3, consolidated=False, encoding=options)
-    return path / "zarr.json"
+    return path
 
 
 def parquet(path: Path) -> Path:

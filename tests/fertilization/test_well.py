@@ -8,8 +8,8 @@ import pytest
 from scf.core.errors import InputError, UsageError
 from scf.fertilization.readers.base import Draft
 from scf.fertilization.readers.describe import describe
+from scf.fertilization.readers.options import UnknownField
 from scf.fertilization.readers.registry import READERS, reader_for
-from scf.fertilization.readers.series import UnknownField
 from scf.fertilization.readers.well import WellReader
 from scf.vault.quarantine import Rejection
 from support.readings import origin_of, read
@@ -285,11 +285,12 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, kept: int) -> None:
         read(tmp_path / "a.h5")
 
 
-def test_a_record_that_no_line_of_the_vault_takes_is_refused(tmp_path: Path) -> None:
+def test_a_record_past_the_limit_is_refused_and_one_past_the_limit_on_lines_is_not(tmp_path: Path) -> None:
     write_well(tmp_path / "a.h5")
 
-    with pytest.raises(InputError, match="a line of the vault at most 1000"):
-        list(WellReader().read(origin_of(tmp_path / "a.h5", line_max_bytes=1000)))
+    with pytest.raises(InputError, match="at most 1 kB are taken"):
+        list(WellReader().read(origin_of(tmp_path / "a.h5", record_max_bytes=1000)))
+    assert list(WellReader().read(origin_of(tmp_path / "a.h5", line_max_bytes=1000)))
 
 
 def test_nothing_outside_the_file_is_followed(tmp_path: Path) -> None:

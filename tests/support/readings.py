@@ -6,9 +6,9 @@ from scf.fertilization.readers.base import Origin, Reader
 from scf.fertilization.readers.registry import reader_for
 
 
-def origin_of(path: Path, *, line_max_bytes: int = 64 * 2**20) -> Origin:
+def origin_of(path: Path, **limits: int) -> Origin:
     """The file as an origin; its digest is of no matter to a reader."""
-    return Origin(path, path.name, "0" * 64, line_max_bytes)
+    return Origin(path, path.name, "0" * 64, **{"line_max_bytes": 64 * 2**20, **limits})
 
 
 def read(path: Path, reader: Reader | None = None) -> list:

@@ -3,89 +3,42 @@
 The counts add up: each record that a reader meets ends in exactly one of three ways. It is accepted
 (new in the vault), a duplicate (its CID is there already), or quarantined with its place and the
 reason. What cannot be read at all (a file, or the rest of one) counts as one quarantined record.
+
+An origin that was ingested whole before is known by its bytes (`origin_memory`): its fossils are
+counted as duplicates without being parsed. One that was interrupted goes on where the last shard
+was committed: the records before are skipped, but for those that were refused, so that quarantine
+tells of them again.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from scf.core.errors import InputError
 from scf.core.identity import sha256_hex
 from scf.fertilization.fossil_validator import FossilValidator
-from scf.fertilization.readers.base import Draft, Origin, Reader, Record
-from scf.fertilization.readers.registry import READERS, UnknownFormat, reader_for, reader_named
+from scf.fertilization.ingest_report import IngestProgress, IngestReport, Understood
+from scf.fertilization.minting import mint, numbers_bytes
+from scf.fertilization.origin_memory import NAME, Known, OriginMemory, Recorder, key_of
+from scf.fertilization.origins import Found, digest_of, find_origins
+from scf.fertilization.readers.base import RECORD_MAX_BYTES, Draft, Origin, Reader, Record
+from scf.fertilization.readers.describe import Describer, describe
+from scf.fertilization.readers.options import ReadOptions, options_of
+from scf.fertilization.readers.registry import READERS, UnknownFormat, reader_named
 from scf.storage.ndjson import LINE_MAX_BYTES, Line
-from scf.vault.fields import field_of_array
-from scf.vault.fossil import PASS, SCHEMA, Fossil, make_fossil, parse_fossil
+from scf.vault.fossil import Fossil, parse_fossil
 from scf.vault.journal import SHARD_BYTES, Vault
-from scf.vault.provenance import Provenance, file_sha256
 from scf.vault.quarantine import QuarantineFile, Rejection
 
+__all__ = ["IngestProgress", "IngestReport", "PrimordialSoupIngestor", "Understood"]
+
 _PROGRESS_EVERY = 256
-
-
-@dataclass
-class IngestProgress:
-    """How far an ingest is.
-
-    Attributes:
-        origin: The file that is being read.
-        files_done: Files that are finished.
-        files_total: Files in all.
-        read: Records met so far.
-    """
-
-    origin: str
-    files_done: int
-    files_total: int
-    read: int
-
-
-@dataclass
-class IngestReport:
-    """What became of everything that was met: read = accepted + duplicates + quarantined.
-
-    Attributes:
-        origin: Name of the file or folder that was ingested.
-        reader: The reader that was used; several, with commas, for a mixed folder.
-        read: Records met.
-        accepted: Fossils that are new in the vault.
-        duplicates: Fossils that the vault had already, or that occurred twice.
-        quarantined: Records that were refused.
-        fossils_root: RFC 6962 root over the CIDs of accepted and duplicate fossils, hex.
-        reasons: How many were refused, by kind.
-        quarantine: Files that hold the refused records, relative to fossil_vault.
-        skipped: Files of a folder that no reader knows; they are not counted.
-    """
-
-    origin: str
-    reader: str = ""
-    read: int = 0
-    accepted: int = 0
-    duplicates: int = 0
-    quarantined: int = 0
-    fossils_root: str = ""
-    reasons: Counter[str] = field(default_factory=Counter)
-    quarantine: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "origin": self.origin,
-            "reader": self.reader,
-            "read": self.read,
-            "accepted": self.accepted,
-            "duplicates": self.duplicates,
-            "quarantined": self.quarantined,
-            "fossils_root": self.fossils_root,
-            "reasons": dict(self.reasons),
-            "quarantine": self.quarantine,
-            "skipped": self.skipped,
-        }
+# So often it is looked up whether a shard was committed meanwhile.
+_CHECKPOINT_EVERY = 64
+# Files from this size on are asked how many records they hold, to tell how far the reading is.
+_DESCRIBED_FROM_BYTES = 2**25
 
 
 class _Sink(Protocol):
@@ -107,7 +60,10 @@ class PrimordialSoupIngestor:
         registry: Readers by name.
         progress: Called now and then, and at the end of each file.
         line_max_bytes: Longer lines are quarantined.
+        record_max_bytes: Records with more numbers, in bytes, are quarantined.
         shard_bytes: A shard is committed when it has reached this size.
+        home: Where to remember what was ingested; with None, or with a validator of your own,
+            every origin is read anew.
     """
 
     def __init__(
@@ -118,17 +74,26 @@ class PrimordialSoupIngestor:
         progress: Callable[[IngestProgress], None] | None = None,
         *,
         line_max_bytes: int = LINE_MAX_BYTES,
+        record_max_bytes: int = RECORD_MAX_BYTES,
         shard_bytes: int = SHARD_BYTES,
+        home: Path | None = None,
     ) -> None:
         self.vault = vault
         self.validator = validator or FossilValidator()
         self.registry = registry
         self.progress = progress or (lambda _: None)
         self.line_max_bytes = line_max_bytes
+        self.record_max_bytes = record_max_bytes
         self.shard_bytes = shard_bytes
+        self._home = home if validator is None else None
 
     def ingest(
-        self, path: Path, *, reader: str | None = None, dry_run: bool = False
+        self,
+        path: Path,
+        *,
+        reader: str | None = None,
+        options: ReadOptions | None = None,
+        dry_run: bool = False,
     ) -> IngestReport:
         """Ingest a file, or every file under a folder that a reader knows.
 
@@ -138,29 +103,71 @@ class PrimordialSoupIngestor:
         Args:
             path: A file or a folder.
             reader: Name of the reader to use; found by content where it is None.
+            options: Settings of the readers: windows, stride, fields, patches, masks.
             dry_run: Do everything but write.
 
         Raises:
             InputError: There is no such path; UnknownFormat where no reader knows the one file.
-            UsageError: No reader of this name.
+            UsageError: No reader of this name, or a reader that does not know an option.
             BudgetExceeded: The disk is full. What was committed before stays.
             DriveError: The drive is gone.
         """
-        chosen = None if reader is None else reader_named(reader, self.registry)
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+        files = self._find(path, reader, options)
         report = IngestReport(origin=path.name or path.resolve().name)
         context: AbstractContextManager[_Sink] = (
             self.vault.rehearsing()
             if dry_run
             else self.vault.writing(origin=report.origin, shard_bytes=self.shard_bytes)
         )
-        with context as sink:
-            session = _Session(self, path, chosen, sink, report, dry_run=dry_run)
-            session.run()
-            report.fossils_root = sink.fossils_root()
+        with self._memory() as memory:
+            with context as sink:
+                session = _Session(self, path, files, sink, report, memory, dry_run=dry_run)
+                session.run()
+                report.fossils_root = session.fossils_root()
+            session.remember()
         assert report.read == report.accepted + report.duplicates + report.quarantined
         return report
+
+    def understand(
+        self, path: Path, *, reader: str | None = None, options: ReadOptions | None = None
+    ) -> Iterator[Understood]:
+        """What the readers make of a file or of each file under a folder, from their beginnings.
+
+        Raises:
+            InputError: As `ingest`.
+            UsageError: As `ingest`.
+        """
+        for found in self._find(path, reader, options):
+            if found.reader is None:
+                continue
+            about = Understood(found.name, found.reader.name, found.size_bytes)
+            try:
+                yield replace(about, description=describe(found.reader, found.path))
+            except InputError as error:
+                yield replace(about, fault=str(error))
+
+    def _find(self, path: Path, reader: str | None, options: ReadOptions | None) -> list[Found]:
+        chosen = None if reader is None else reader_named(reader, self.registry)
+        files = find_origins(path, self.registry, chosen, options or {})
+        if len(files) == 1 and files[0].path == path and not (files[0].reader or files[0].fault):
+            raise UnknownFormat(
+                f"{path}: no reader knows this file",
+                remedy=f"Name one with --reader: {', '.join(self.registry)}.",
+            )
+        return files
+
+    def _memory(self) -> AbstractContextManager[OriginMemory | None]:
+        drive = self.vault.folder.drive
+        if self._home is None or drive is None:
+            return nullcontext()
+        return closing(
+            OriginMemory(
+                self._home / NAME,
+                drive=drive.uuid,
+                journal_size=self.vault.journal_size,
+                contains=self.vault.contains,
+            )
+        )
 
 
 class _Session:
@@ -170,96 +177,209 @@ class _Session:
         self,
         ingestor: PrimordialSoupIngestor,
         path: Path,
-        chosen: Reader | None,
+        files: list[Found],
         sink: _Sink,
         report: IngestReport,
+        memory: OriginMemory | None,
         *,
         dry_run: bool,
     ) -> None:
         self._ingestor = ingestor
         self._path = path
-        self._chosen = chosen
+        self._files = files
         self._sink = sink
         self._report = report
+        self._memory = memory
         self._dry_run = dry_run
-        self._files = _files(path)
         self._readers: list[str] = []
+        self._bytes_total = sum(found.size_bytes for found in files)
+        self._bytes_done = 0
+        # Origins that are read to their end, until the vault has committed all of them.
+        self._finished: list[Recorder] = []
+        # Those of this session, by key: the same bytes may lie there twice.
+        self._met: dict[bytes, Known] = {}
+        self._has_skipped = False
+        self._journal_bytes = ingestor.vault.journal_size()
 
     def run(self) -> None:
         """Ingest every file, in order."""
-        for done, file in enumerate(self._files):
-            self._tell(file.name, done)
-            self._ingest_file(file, _origin_name(self._path, file), done)
+        for done, found in enumerate(self._files):
+            self._tell(found.name, done)
+            self._ingest_file(found, done)
+            self._bytes_done += found.size_bytes
         self._tell(self._report.origin, len(self._files))
         self._report.reader = ",".join(self._readers)
 
-    def _ingest_file(self, path: Path, name: str, done: int) -> None:
-        report = self._report
-        fault: InputError | None = None
-        reader = self._chosen
-        sha256 = sha256_hex(name.encode())  # names the quarantine file of what cannot be read
-        try:
-            reader = reader or reader_for(path, self._ingestor.registry)
-            if reader is not None:
-                sha256 = file_sha256(path)
-        except InputError as error:
-            fault = error
+    def remember(self) -> None:
+        """The vault has committed everything: note it."""
+        if not self._dry_run:
+            for recorder in self._finished:
+                recorder.finish()
+
+    def fossils_root(self) -> str:
+        """Root over all accepted and duplicate fossils, hex."""
+        if self._memory is not None and self._has_skipped:
+            return self._memory.root_of_met()
+        return self._sink.fossils_root()
+
+    def _ingest_file(self, found: Found, done: int) -> None:
+        fault, reader = found.fault, found.reader
+        sha256 = sha256_hex(found.name.encode())  # names the quarantine file of what is unreadable
         if reader is None and fault is None:
-            self._skip(path, name)
+            self._report.skipped.append(found.name)
             return
-        if reader is not None and reader.name not in self._readers:
-            self._readers.append(reader.name)
-        origin = Origin(path, name, sha256, self._ingestor.line_max_bytes)
-        with self._quarantine_file(name, sha256) as file:
-            for record in _read(reader, origin, fault):
-                outcome = self._take(record, origin, reader)
+        if reader is not None:
+            if reader.name not in self._readers:
+                self._readers.append(reader.name)
+            try:
+                sha256 = digest_of(
+                    found.path, lambda size_bytes: self._tell(found.name, done, size_bytes)
+                )
+            except InputError as error:
+                fault = fault or error
+        ingestor = self._ingestor
+        limits = (ingestor.line_max_bytes, ingestor.record_max_bytes)
+        origin = Origin(found.path, found.name, sha256, *limits)
+        recorder = known = None
+        if reader is not None and fault is None and self._memory is not None:
+            key = key_of(sha256, reader.name, options_of(reader), *limits)
+            known = self._met.get(key) or self._memory.find(key)
+            if known is not None and known.is_whole and self._count_known(key, known):
+                return
+            if known is None or known.is_whole:  # unknown, or its quarantine file was taken away
+                self._forget(key)
+                known = None
+            recorder = Recorder(self._memory, key, found.name, known)
+        self._read_file(origin, reader, fault, found, recorder, known, done)
+
+    def _read_file(
+        self,
+        origin: Origin,
+        reader: Reader | None,
+        fault: InputError | None,
+        found: Found,
+        recorder: Recorder | None,
+        known: Known | None,
+        done: int,
+    ) -> None:
+        report = self._report
+        is_whole = True
+        far = _how_far(found)
+        again = self._refused_again(recorder, known)
+        next_again = next(again, None)
+        with self._quarantine_file(origin.name, origin.sha256) as file:
+            for position, record in enumerate(_read(reader, origin, fault)):
                 report.read += 1
+                if known is not None and position < known.position and position != next_again:
+                    report.duplicates += 1
+                    continue
+                if position == next_again:
+                    next_again = next(again, None)
+                outcome = self._take(record, origin, reader)
                 if isinstance(outcome, Rejection):
                     report.quarantined += 1
                     report.reasons[outcome.kind] += 1
+                    is_whole = not isinstance(outcome, _Unreadable)
                     if file is not None:
                         file.add(outcome)
-                elif outcome:
-                    report.accepted += 1
+                    if recorder is not None:
+                        recorder.refused(position, outcome.kind)
                 else:
-                    report.duplicates += 1
+                    is_new, digest = outcome
+                    report.accepted += is_new
+                    report.duplicates += not is_new
+                    if recorder is not None:
+                        recorder.stored(digest)
+                if report.read % _CHECKPOINT_EVERY == 0:
+                    self._checkpoint(recorder)
                 if report.read % _PROGRESS_EVERY == 0:
-                    self._tell(name, done)
+                    self._tell(origin.name, done, here_bytes=far(position, record))
         if file is not None and file.count:
             report.quarantine.append(f"quarantine/{file.name}")
+        if recorder is not None and is_whole:
+            recorder.quarantine = file.name if file is not None and file.count else None
+            self._checkpoint(recorder)
+            self._finished.append(recorder)
+            self._met[recorder.key] = recorder.known
 
-    def _take(self, record: Record, origin: Origin, reader: Reader | None) -> Rejection | bool:
-        """Store a record (True: new, False: known), or say why not."""
+    def _count_known(self, key: bytes, known: Known) -> bool:
+        """Count an origin without reading it; False where its quarantine file is no more."""
+        report = self._report
+        if known.quarantine is not None:
+            name = f"quarantine/{known.quarantine}"
+            if not (self._ingestor.vault.folder.path / name).is_file():
+                return False
+            if name not in report.quarantine:
+                report.quarantine.append(name)
+        elif known.refused and not self._dry_run:
+            return False
+        report.read += known.position
+        report.duplicates += known.position - known.refused
+        report.quarantined += known.refused
+        report.reasons.update(known.reasons)
+        assert self._memory is not None
+        if key not in self._met:
+            self._memory.meet_known(key)
+            self._has_skipped = True
+        return True
+
+    def _refused_again(self, recorder: Recorder | None, known: Known | None) -> Iterator[int]:
+        """Which of the records that were dealt with before have to be judged again."""
+        if self._memory is None or recorder is None or known is None:
+            return iter(())
+        self._memory.meet_known(recorder.key)
+        self._has_skipped = True
+        return self._memory.refused_positions(recorder.key)
+
+    def _forget(self, key: bytes) -> None:
+        if self._memory is not None and not self._dry_run:
+            self._memory.forget(key)
+
+    def _checkpoint(self, recorder: Recorder | None) -> None:
+        """Remember what the vault has committed since the last checkpoint."""
+        if self._memory is None:
+            return
+        journal_bytes = self._ingestor.vault.journal_size()
+        is_committed = journal_bytes != self._journal_bytes and not self._dry_run
+        self._journal_bytes = journal_bytes
+        if is_committed:
+            for finished in self._finished:
+                finished.finish()
+            self._finished.clear()
+        if recorder is not None:
+            recorder.checkpoint(is_committed=is_committed)
+
+    def _take(
+        self, record: Record, origin: Origin, reader: Reader | None
+    ) -> Rejection | tuple[bool, bytes]:
+        """Store a record (whether it is new, and its digest), or say why not."""
         if isinstance(record, Rejection):
             return record
         try:
             if isinstance(record, Line):
                 return self._take_line(record)
             assert reader is not None
-            fossil = _mint(record, origin, reader)
+            size_bytes = numbers_bytes(record)
+            if size_bytes > origin.record_max_bytes:
+                reason = f"{size_bytes} bytes of numbers, at most {origin.record_max_bytes}"
+                return Rejection("size", reason, record.line, record.offset, record.index)
+            fossil = mint(record, origin, reader)
             verdict = self._ingestor.validator.judge(fossil)
             if verdict.ok:
-                return self._sink.add(replace(fossil, verifier=verdict.verifier()))
+                fossil = replace(fossil, verifier=verdict.verifier())
+                return self._sink.add(fossil), fossil.digest
             return Rejection(verdict.kind, verdict.reason, record.line, record.offset, record.index)
         except InputError as error:
             return _rejection(error, record)
 
-    def _take_line(self, line: Line) -> Rejection | bool:
+    def _take_line(self, line: Line) -> Rejection | tuple[bool, bytes]:
         if line.fault is not None:
             return Rejection("line", line.fault, line.number, line.offset)
         fossil = parse_fossil(line.data, position=line.number - 1)
         verdict = self._ingestor.validator.validate(fossil)
         if verdict.ok:
-            return self._sink.add(fossil)
+            return self._sink.add(fossil), fossil.digest
         return Rejection(verdict.kind, verdict.reason, line.number, line.offset, data=line.data)
-
-    def _skip(self, path: Path, name: str) -> None:
-        if path == self._path:
-            raise UnknownFormat(
-                f"{path}: no reader knows this file",
-                remedy=f"Name one with --reader: {', '.join(self._ingestor.registry)}.",
-            )
-        self._report.skipped.append(name)
 
     def _quarantine_file(
         self, name: str, sha256: str
@@ -268,66 +388,53 @@ class _Session:
             return nullcontext()
         return self._ingestor.vault.quarantine.file(name, sha256)
 
-    def _tell(self, origin: str, done: int) -> None:
-        self._ingestor.progress(IngestProgress(origin, done, len(self._files), self._report.read))
+    def _tell(
+        self, origin: str, done: int, digested: int | None = None, here_bytes: int = 0
+    ) -> None:
+        self._ingestor.progress(
+            IngestProgress(
+                origin,
+                done,
+                len(self._files),
+                self._report.read,
+                self._bytes_done + here_bytes,
+                self._bytes_total,
+                digested,
+            )
+        )
 
 
-def _files(path: Path) -> list[Path]:
-    """The file itself, or all files under a folder, in a fixed order; hidden ones are left out.
+def _how_far(found: Found) -> Callable[[int, Record], int]:
+    """A function from a record and its position to the bytes of the file that are behind it."""
+    num_records = None
+    if found.size_bytes >= _DESCRIBED_FROM_BYTES and isinstance(found.reader, Describer):
+        try:
+            num_records = found.reader.describe(found.path).num_records
+        except InputError:
+            num_records = None  # reading will say what is wrong
 
-    A link that leads nowhere is kept, to be quarantined; pipes and devices are not files of data.
-    """
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"{path}: is neither a file nor a folder")
-        return [path]
-    found = [
-        (file.relative_to(path).as_posix(), file)
-        for file in path.rglob("*")
-        if (file.is_file() or (file.is_symlink() and not file.exists()))
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-    return [file for _, file in sorted(found)]
+    def far(position: int, record: Record) -> int:
+        if num_records:
+            return min(found.size_bytes, found.size_bytes * (position + 1) // num_records)
+        # In a compressed file the offset is that of the text; the file's size bounds what is told.
+        return min(found.size_bytes, record.offset or 0)
 
-
-def _origin_name(path: Path, file: Path) -> str:
-    return file.name if file == path else file.relative_to(path).as_posix()
+    return far
 
 
 def _read(reader: Reader | None, origin: Origin, fault: InputError | None) -> Iterator[Record]:
     """The reader's records; where reading ends in an error, that error as a last rejection."""
     if fault is not None or reader is None:
-        yield Rejection("unreadable", str(fault))
+        yield _Unreadable("unreadable", str(fault))
         return
     try:
         yield from reader.read(origin)
     except InputError as error:
-        yield Rejection(getattr(error, "kind", "unreadable"), str(error))
+        yield _Unreadable(getattr(error, "kind", "unreadable"), str(error))
 
 
-def _mint(draft: Draft, origin: Origin, reader: Reader) -> Fossil:
-    """A fossil out of a draft; its verifier is still to come."""
-    provenance = Provenance(
-        origin=origin.name,
-        origin_sha256=origin.sha256,
-        reader=reader.name,
-        index=draft.index,
-        licence=draft.licence,
-        family=draft.family,
-        flags=draft.flags,
-    )
-    block = {
-        "schema": SCHEMA,
-        "source": draft.source,
-        "observed_at": draft.observed_at,
-        "fields": {
-            name: field_of_array(array, draft.units.get(name, ""))
-            for name, array in draft.arrays.items()
-        },
-        "params": dict(draft.params),
-        "provenance": provenance.to_json(),
-    }
-    return make_fossil(block, {"name": "unjudged", "verdict": PASS})
+class _Unreadable(Rejection):
+    """The rest of an origin cannot be read; what else it holds is not known."""
 
 
 def _rejection(error: InputError, record: Draft | Line) -> Rejection:

@@ -8,7 +8,7 @@ it raises `InputError` where the rest of the file is lost.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from scf.storage.ndjson import Line
 from scf.vault.fields import Array
@@ -16,23 +16,28 @@ from scf.vault.quarantine import Rejection
 
 # So much of a file is shown to readers that are asked whether they know it.
 HEAD_BYTES = 4096
+# Numbers of one record, in bytes, unless the ingestor is told otherwise. A record is held up to
+# seven times while it becomes a line: numbers, CBOR, base64, JSON. 128 MiB keeps that under 1 GB.
+RECORD_MAX_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A file to be read.
+    """A file to be read, or a folder that is one store (Zarr).
 
     Attributes:
         path: Where it is now.
         name: Its path relative to what was ingested, with `/`; this goes into provenance.
-        sha256: Digest of its bytes.
+        sha256: Digest of its bytes; of a folder, see `scf.fertilization.origins`.
         line_max_bytes: Longer lines are refused, so that memory stays bounded.
+        record_max_bytes: Records with more numbers, in bytes, are refused.
     """
 
     path: Path
     name: str
     sha256: str
     line_max_bytes: int
+    record_max_bytes: int = RECORD_MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +85,11 @@ class Reader(Protocol):
 
     def read(self, origin: Origin) -> Iterator[Record]:
         """The records in order. Raises InputError where nothing more can be read."""
+
+
+@runtime_checkable
+class FolderReader(Protocol):
+    """A reader for which some folders are one origin each."""
+
+    def recognises_folder(self, path: Path) -> bool:
+        """Whether this folder, as a whole, is of the reader's kind."""

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from scf.core.errors import InputError
+from scf.fertilization.readers.options import Windows
 from scf.fertilization.readers.series import (
     Constant,
     Series,
     Trajectory,
-    Windows,
     grid_params,
     is_number,
     plain,

@@ -32,12 +32,14 @@ from scf.fertilization.readers.hdf5_file import (
     unit_of,
 )
 from scf.fertilization.readers.leading_axis import leading_axis
+from scf.fertilization.readers.options import WindowedReader, Windows
 from scf.fertilization.readers.series import (
     Series,
     Trajectory,
-    Windows,
     grid_params,
     is_number,
+    num_records,
+    patch_notes,
     plain_params,
     records,
     summaries,
@@ -48,18 +50,12 @@ from scf.vault.fields import Array
 _FAMILY = "family"
 
 
-class Hdf5ArraysReader:
-    """HDF5 files of arrays.
-
-    Args:
-        fields: Names of the fields to read; all by default.
-    """
+class Hdf5ArraysReader(WindowedReader):
+    """HDF5 files of arrays. It knows no time, so of the settings in `Windows` those without."""
 
     # Files of The Well and PDEBench, NetCDF and MATLAB files are HDF5 too; this is the rest.
     name = "hdf5-arrays"
-
-    def __init__(self, *, fields: tuple[str, ...] | None = None) -> None:
-        self.windows = Windows(fields=fields)
+    options = frozenset({"fields", "patch", "mask_fields"})
 
     def recognises(self, path: Path, head: bytes) -> bool:
         if not is_hdf5(head):
@@ -85,10 +81,10 @@ class Hdf5ArraysReader:
             trajectory, notes = _understand(file, self.windows)
             return Description(
                 "HDF5 arrays that share their leading axis",
-                trajectory.num_steps,
+                num_records(trajectory, self.windows),
                 summaries(trajectory, self.windows),
                 params=trajectory.params,
-                notes=notes,
+                notes=(*notes, *patch_notes(trajectory, self.windows)),
             )
 
 

@@ -169,6 +169,7 @@ def series_of(
     lead: tuple[int, ...] = (),
     shape: tuple[int, ...] | None = None,
     is_given: bool = False,
+    num_components: int = 0,
 ) -> Series:
     """A field whose steps lie along the first axis behind `lead`.
 
@@ -178,6 +179,7 @@ def series_of(
         lead: Indices of the axes before that of the steps.
         shape: Shape of one step, where it is not the stored one.
         is_given: Whether it is known beforehand.
+        num_components: Axes at the end of a step that are no space.
     """
     axis = len(lead)
     stored = dataset.shape[axis + 1 :]
@@ -196,4 +198,5 @@ def series_of(
         unit_of(dataset),
         chunks[axis] if chunks else 1,
         is_given,
+        num_components=num_components,
     )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scf.fertilization.readers.series import Windows
+from scf.fertilization.readers.options import Windows
 from scf.vault.fields import ShapeMismatch
 
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
@@ -31,12 +31,14 @@ from scf.fertilization.readers.hdf5_file import (
     unit_of,
 )
 from scf.fertilization.readers.leading_axis import leading_axis
+from scf.fertilization.readers.options import ReadOptions, WindowedReader, Windows
 from scf.fertilization.readers.series import (
     Series,
     Trajectory,
-    Windows,
     grid_params,
     is_number,
+    num_records,
+    patch_notes,
     plain,
     plain_params,
     records,
@@ -64,22 +66,26 @@ class VariableUnknown(InputError):
     kind = "variable"
 
 
-class MatReader:
-    """`.mat` files.
+class MatReader(WindowedReader):
+    """`.mat` files. They know no time, so of the settings in `Windows` those without.
 
     Args:
-        fields: Names of the fields to read; all by default.
         whole_max_bytes: Larger files of versions to 7.2 (unpacked) are refused: they have to be
             held in memory.
     """
 
     name = "mat"
+    options = frozenset({"fields", "patch", "mask_fields"})
 
     def __init__(
-        self, *, fields: tuple[str, ...] | None = None, whole_max_bytes: int = WHOLE_MAX_BYTES
+        self, *, whole_max_bytes: int = WHOLE_MAX_BYTES, **options: Unpack[ReadOptions]
     ) -> None:
-        self.windows = Windows(fields=fields)
+        super().__init__(**options)
         self.whole_max_bytes = whole_max_bytes
+
+    def configured(self, options: ReadOptions) -> Self:
+        """The same reader with these settings."""
+        return type(self)(whole_max_bytes=self.whole_max_bytes, **options)
 
     def recognises(self, path: Path, head: bytes) -> bool:
         if is_hdf5(head):
@@ -102,10 +108,10 @@ class MatReader:
             notes = (f"{name}: {what}, left out" for name, what in variables.strange.items())
             return Description(
                 variables.layout,
-                trajectory.num_steps,
+                num_records(trajectory, self.windows),
                 summaries(trajectory, self.windows),
                 params=trajectory.params,
-                notes=tuple(notes),
+                notes=(*notes, *patch_notes(trajectory, self.windows)),
             )
 
     @contextlib.contextmanager

@@ -6,6 +6,9 @@ from pathlib import Path
 from scf.fertilization.readers.base import Origin, Record
 from scf.storage.ndjson import is_shard_name, read_lines
 
+# JSON, but the metadata of a store, whose folder is the origin (see `zarr_store`).
+_ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+
 
 class NdjsonReader:
     """One fossil a line."""
@@ -13,6 +16,8 @@ class NdjsonReader:
     name = "ndjson"
 
     def recognises(self, path: Path, head: bytes) -> bool:
+        if path.name in _ZARR_METADATA:
+            return False
         return is_shard_name(path.name) or head.lstrip().startswith(b'{"')
 
     def read(self, origin: Origin) -> Iterator[Record]:

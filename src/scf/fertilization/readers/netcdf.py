@@ -15,7 +15,8 @@ from scf.fertilization.readers.hdf5_file import (
     matches,
     open_hdf5,
 )
-from scf.fertilization.readers.series import Windows, records, summaries
+from scf.fertilization.readers.options import WindowedReader
+from scf.fertilization.readers.series import num_records, patch_notes, records, summaries
 from scf.fertilization.readers.tools import tool
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
@@ -23,25 +24,13 @@ _CLASSIC_64_BIT_DATA = b"CDF\x05"
 _READS_PER_MAP = 2
 
 
-class NetcdfReader:
+class NetcdfReader(WindowedReader):
     """NetCDF files.
 
-    Args:
-        window_steps: Time steps in a fossil; with 1 the fields have no time axis.
-        stride: Steps from the beginning of a fossil to that of the next; `window_steps` by default.
-        fields: Names of the fields to read; all by default.
+    Its settings are those of `Windows`.
     """
 
     name = "netcdf"
-
-    def __init__(
-        self,
-        *,
-        window_steps: int = 1,
-        stride: int | None = None,
-        fields: tuple[str, ...] | None = None,
-    ) -> None:
-        self.windows = Windows(window_steps, stride, fields)
 
     def recognises(self, path: Path, head: bytes) -> bool:
         if head.startswith((*_CLASSIC, _CLASSIC_64_BIT_DATA)):
@@ -70,11 +59,11 @@ def description(layout: str, gridded: Gridded) -> Description:
     first = next(gridded.trajectories(""))
     return Description(
         f"{layout}, a record a step of {gridded.step!r}",
-        gridded.num_samples * gridded.windows.num_records(first.num_steps),
+        gridded.num_samples * num_records(first, gridded.windows),
         summaries(first, gridded.windows),
         gridded.num_samples if gridded.sample else None,
         first.params,
-        gridded.notes,
+        (*gridded.notes, *patch_notes(first, gridded.windows)),
     )
 
 

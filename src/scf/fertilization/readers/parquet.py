@@ -19,7 +19,8 @@ from scf.core.clock import parse_utc
 from scf.core.errors import InputError
 from scf.fertilization.readers.base import Draft, Origin, Record
 from scf.fertilization.readers.describe import Description, FieldSummary
-from scf.fertilization.readers.series import BLOCK_BYTES, Windows, is_number
+from scf.fertilization.readers.options import WindowedReader, Windows
+from scf.fertilization.readers.series import BLOCK_BYTES, is_number
 from scf.fertilization.readers.tools import tool
 from scf.vault.fields import Array
 from scf.vault.quarantine import Rejection
@@ -37,17 +38,11 @@ class ColumnUnknown(InputError):
     kind = "column"
 
 
-class ParquetReader:
-    """Parquet files.
-
-    Args:
-        fields: Names of the fields to read; all by default.
-    """
+class ParquetReader(WindowedReader):
+    """Parquet files. Of the settings in `Windows` it knows `fields`."""
 
     name = "parquet"
-
-    def __init__(self, *, fields: tuple[str, ...] | None = None) -> None:
-        self.windows = Windows(fields=fields)
+    options = frozenset({"fields"})
 
     def recognises(self, path: Path, head: bytes) -> bool:
         del path

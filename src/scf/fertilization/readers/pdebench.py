@@ -32,11 +32,13 @@ from scf.fertilization.readers.hdf5_file import (
     series_of,
     unit_of,
 )
+from scf.fertilization.readers.options import WindowedReader, Windows
 from scf.fertilization.readers.series import (
     Constant,
     Trajectory,
-    Windows,
     grid_params,
+    num_records,
+    patch_notes,
     plain_params,
     records,
     summaries,
@@ -48,25 +50,13 @@ _SIMULATION = re.compile(r"\d{4,}")
 _AXES = ("x", "y", "z")
 
 
-class PdeBenchReader:
+class PdeBenchReader(WindowedReader):
     """Files of PDEBench.
 
-    Args:
-        window_steps: Time steps in a fossil; with 1 the fields have no time axis.
-        stride: Steps from the beginning of a fossil to that of the next; `window_steps` by default.
-        fields: Names of the fields to read; all by default.
+    Its settings are those of `Windows`.
     """
 
     name = "pdebench"
-
-    def __init__(
-        self,
-        *,
-        window_steps: int = 1,
-        stride: int | None = None,
-        fields: tuple[str, ...] | None = None,
-    ) -> None:
-        self.windows = Windows(window_steps, stride, fields)
 
     def recognises(self, path: Path, head: bytes) -> bool:
         return matches(path, head, lambda file: _layout_of(file) is not None)
@@ -87,11 +77,11 @@ class PdeBenchReader:
             first = simulations.trajectory(0, path.name)
             return Description(
                 f"PDEBench {simulations.layout}",
-                simulations.count * self.windows.num_records(first.num_steps),
+                simulations.count * num_records(first, self.windows),
                 summaries(first, self.windows),
                 simulations.count,
                 {key: value for key, value in first.params.items() if key != "simulation"},
-                simulations.notes,
+                (*simulations.notes, *patch_notes(first, self.windows)),
             )
 
 
@@ -120,12 +110,14 @@ class _Stacked:
         moving: Names of the fields [N, T, ...].
         still: Names of the fields [N, ...], which are given.
         times: Name of the dataset of times.
+        num_components: Axes at the end that are no space.
     """
 
     layout: str
     moving: tuple[str, ...]
     still: tuple[str, ...]
     times: str
+    num_components: int = 0
 
 
 def _layout_of(file: Any) -> _Stacked | list[str] | None:
@@ -137,7 +129,7 @@ def _layout_of(file: Any) -> _Stacked | list[str] | None:
         moving = tuple(name for name in _CFD if name in file)
         return _Stacked("compressible flow", moving, (), "t-coordinate")
     if {"velocity", "particles", "force", "t"} <= set(file):
-        return _Stacked("incompressible flow", ("velocity", "particles"), ("force",), "t")
+        return _Stacked("incompressible flow", ("velocity", "particles"), ("force",), "t", 1)
     names = [name for name in file if isinstance(name, str) and _SIMULATION.fullmatch(name)]
     if names and "data" in file[names[0]] and "grid" in file[names[0]]:
         return names
@@ -183,9 +175,15 @@ def _stacked(file: Any, layout: _Stacked, windows: Windows) -> _Simulations:
     def trajectory(at: int, origin_name: str) -> Trajectory:
         return Trajectory(
             num_steps,
-            tuple(series_of(name, dataset, lead=(at,)) for name, dataset in moving.items()),
+            tuple(
+                series_of(name, dataset, lead=(at,), num_components=layout.num_components)
+                for name, dataset in moving.items()
+            ),
             f"{origin_name}/simulation-{at}",
-            tuple(Constant(name, d[at], unit_of(d)) for name, d in still.items()),
+            tuple(
+                Constant(name, d[at], unit_of(d), layout.num_components)
+                for name, d in still.items()
+            ),
             {**params, "simulation": at},
             _times_of(times, at, num_steps),
         )
@@ -205,7 +203,7 @@ def _grouped(file: Any, name: str, origin_name: str) -> Trajectory:
     times = numbers(grid, "t") if "t" in grid else None
     return Trajectory(
         len(data),
-        (series_of("data", data),),
+        (series_of("data", data, num_components=min(1, data.ndim - 1)),),
         f"{origin_name}/simulation-{name}",
         params=params,
         step_params=_times_of(times, 0, len(data)),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scf.core.errors import InputError, UsageError
-from scf.fertilization.readers.base import HEAD_BYTES, Reader
+from scf.fertilization.readers.base import HEAD_BYTES, FolderReader, Reader
 from scf.fertilization.readers.csv_table import CsvReader
 from scf.fertilization.readers.hdf5 import Hdf5ArraysReader
 from scf.fertilization.readers.mat import MatReader
@@ -53,14 +53,24 @@ def reader_named(name: str, readers: Mapping[str, Reader] = READERS) -> Reader:
 
 
 def reader_for(path: Path, readers: Mapping[str, Reader] = READERS) -> Reader | None:
-    """The first reader that recognises the file; None where none does.
+    """The first reader that recognises the file, or the folder as a store; None where none does.
 
     Raises:
         InputError: The file cannot be read.
     """
+    if path.is_dir():
+        return folder_reader_for(path, readers)
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     return next((reader for reader in readers.values() if reader.recognises(path, head)), None)
+
+
+def folder_reader_for(path: Path, readers: Mapping[str, Reader] = READERS) -> Reader | None:
+    """The reader for which this folder is one store; None where it is a folder of files."""
+    for reader in readers.values():
+        if isinstance(reader, FolderReader) and reader.recognises_folder(path):
+            return reader
+    return None

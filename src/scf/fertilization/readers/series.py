@@ -8,18 +8,26 @@ share, so that memory does not grow with the file and each chunk is decompressed
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from scf.core.errors import InputError, UsageError
+from scf.core.errors import InputError
+from scf.core.units import format_bytes
 from scf.fertilization.readers.base import Draft, Origin, Record
 from scf.fertilization.readers.describe import FieldSummary
+from scf.fertilization.readers.options import Windows
+from scf.fertilization.readers.patches import Grid, Patches
 from scf.vault.fields import Array
+from scf.vault.provenance import FAMILY_BLOCK
 from scf.vault.quarantine import Rejection
 
 # All blocks that are held at a time, together. A 64x64 float32 record has 16 KiB.
 BLOCK_BYTES = 8 * 2**20
+# All fields at one step (or window) are held at a time, whole, before they are cut into patches.
+STEP_MAX_BYTES = 2**30
+# Added to the name of a field that may have gaps: where it has a value.
+VALID_SUFFIX = ".valid"
 # What a library raises on a damaged chunk: h5py OSError and RuntimeError, codecs the other two.
 READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError)
 # A parameter is a number, a text or a short list; what is longer belongs in a field.
@@ -27,59 +35,9 @@ _LIST_MAX = 64
 
 
 class RecordTooLarge(InputError):
-    """One record would take more than a line of the vault may."""
+    """The numbers of one record are more than a record may have."""
 
     kind = "size"
-
-
-class UnknownField(InputError):
-    """A field was asked for that the file has not."""
-
-    kind = "fields"
-
-
-@dataclass(frozen=True)
-class Windows:
-    """How steps become fossils.
-
-    Attributes:
-        window_steps: Steps in a fossil. With 1 the fields have no step axis, otherwise it leads.
-        stride: Steps from the beginning of a fossil to that of the next; None for
-            `window_steps`, so that every step is in one fossil.
-        fields: Names of the fields to read; None for all.
-    """
-
-    window_steps: int = 1
-    stride: int | None = None
-    fields: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("window_steps", self.window_steps), ("stride", self.stride)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it must be 1 or more")
-        if self.fields is not None and not self.fields:
-            raise UsageError("fields names no field", remedy="Leave it out to read all of them.")
-
-    def starts(self, num_steps: int) -> range:
-        """The first step of each window; empty where there are fewer steps than a window has."""
-        return range(0, num_steps - self.window_steps + 1, self.stride or self.window_steps)
-
-    def num_records(self, num_steps: int) -> int:
-        """Records of a trajectory: its windows, or the one rejection of one that is too short."""
-        return max(1, len(self.starts(num_steps)))
-
-    def keeps(self, name: str) -> bool:
-        """Whether a field is to be read."""
-        return self.fields is None or name in self.fields
-
-    def check_fields(self, known: Iterable[str]) -> None:
-        """Raises UnknownField for a name that is not among `known`."""
-        names = list(known)
-        missing = [name for name in self.fields or () if name not in names]
-        if missing:
-            raise UnknownField(
-                f"no field {', '.join(map(repr, missing))}; the file has {', '.join(names)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -95,6 +53,7 @@ class Series:
         chunk_steps: Steps that the file stores, and has to be read, together.
         is_given: Whether it is known beforehand, not modelled.
         marks_gaps: Whether NaN means that the source has no value there.
+        num_components: Axes at the end of `shape` that are no space (vectors, tensors).
     """
 
     name: str
@@ -105,6 +64,12 @@ class Series:
     chunk_steps: int = 1
     is_given: bool = False
     marks_gaps: bool = False
+    num_components: int = 0
+
+    @property
+    def grid(self) -> Grid:
+        """Its axes, for patches."""
+        return Grid(self.shape, self.num_components)
 
     @property
     def step_bytes(self) -> int:
@@ -120,11 +85,25 @@ class Constant:
         name: The field's name.
         array: Its numbers.
         unit: As the source states it.
+        num_components: Axes at its end that are no space.
     """
 
     name: str
     array: Array
     unit: str = ""
+    num_components: int = 0
+    is_given: ClassVar[bool] = True
+    marks_gaps: ClassVar[bool] = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its numbers."""
+        return self.array.dtype
+
+    @property
+    def grid(self) -> Grid:
+        """Its axes, for patches."""
+        return Grid(self.array.shape, self.num_components)
 
 
 @dataclass(frozen=True)
@@ -151,6 +130,11 @@ class Trajectory:
     observed_at: Callable[[int], str | None] | None = None
     family_of: Callable[[int], str] | None = None
 
+    @property
+    def fields(self) -> tuple[Series | Constant, ...]:
+        """All fields, those that move first."""
+        return (*self.series, *self.constants)
+
 
 def records(
     trajectories: Iterable[Trajectory],
@@ -160,15 +144,17 @@ def records(
     source: str,
     licence: str | None = None,
 ) -> Iterator[Record]:
-    """A draft a window, in order; a rejection for a window that cannot be read or has gaps.
+    """A draft a window (and patch), in order; a rejection for one that is damaged or has gaps.
 
     Raises:
-        RecordTooLarge: A record would not fit a line of `origin.line_max_bytes`.
+        RecordTooLarge: A record has more numbers than `origin.record_max_bytes`.
+        PatchInvalid: The fields cannot be cut into such patches.
         InputError: The file has gone.
     """
-    index = 0
+    index = num_windows = 0
     for trajectory in trajectories:
-        _check_size(trajectory, windows, origin)
+        patches = _patches(trajectory, windows)
+        _check_size(trajectory, windows, patches, origin)
         starts = windows.starts(trajectory.num_steps)
         if not starts:
             reason = f"{trajectory.num_steps} steps, the window takes {windows.window_steps}"
@@ -176,25 +162,47 @@ def records(
             index += 1
         budget = BLOCK_BYTES // max(1, len(trajectory.series))
         blocks = [_Blocks(series, trajectory.num_steps, budget) for series in trajectory.series]
-        about = _About(trajectory, windows, source, licence)
+        about = _About(trajectory, windows, source, licence, patches, origin.name)
         for start in starts:
-            yield _record(about, blocks, start, index, origin)
-            index += 1
+            arrays = _arrays(about, blocks, start, index, origin)
+            if isinstance(arrays, Rejection):
+                yield arrays
+                index += 1
+            else:
+                for patch in patches or (None,):
+                    yield about.record(index, start, num_windows, arrays, patch)
+                    index += 1
+            num_windows += 1
+
+
+def num_records(trajectory: Trajectory, windows: Windows) -> int:
+    """Records of a trajectory: its windows and their patches; one rejection if it is too short.
+
+    Raises:
+        PatchInvalid: The fields cannot be cut into such patches.
+    """
+    patches = _patches(trajectory, windows)
+    return max(1, len(windows.starts(trajectory.num_steps)) * (len(patches) if patches else 1))
 
 
 def summaries(trajectory: Trajectory, windows: Windows) -> tuple[FieldSummary, ...]:
     """What each fossil of the trajectory holds."""
     lead = () if windows.window_steps == 1 else (windows.window_steps,)
-    return (
-        *(
-            FieldSummary(s.name, s.dtype.name, lead + s.shape, s.unit, s.is_given)
-            for s in trajectory.series
-        ),
-        *(
-            FieldSummary(c.name, c.array.dtype.name, c.array.shape, c.unit, is_given=True)
-            for c in trajectory.constants
-        ),
-    )
+    patches = _patches(trajectory, windows)
+    found = []
+    for item in trajectory.fields:
+        shape = item.grid.shape if patches is None else patches.shape(item.grid)
+        shape = lead + shape if isinstance(item, Series) else shape
+        found.append(FieldSummary(item.name, item.dtype.name, shape, item.unit, item.is_given))
+        if item.name in windows.mask_fields:
+            found.append(FieldSummary(item.name + VALID_SUFFIX, "bool", shape, "", is_given=True))
+    return tuple(found)
+
+
+def patch_notes(trajectory: Trajectory, windows: Windows) -> tuple[str, ...]:
+    """What is in no patch, in words."""
+    patches = _patches(trajectory, windows)
+    return patches.notes() if patches else ()
 
 
 def is_number(dtype: np.dtype[Any]) -> bool:
@@ -248,32 +256,78 @@ class _About:
     windows: Windows
     source: str
     licence: str | None
+    patches: Patches | None
+    origin_name: str
 
-    def draft(self, index: int, start: int, arrays: dict[str, Array]) -> Draft:
-        trajectory, count = self.trajectory, self.windows.window_steps
-        along = {
-            name: values[start] if count == 1 else values[start : start + count]
-            for name, values in trajectory.step_params.items()
+    def record(
+        self,
+        index: int,
+        start: int,
+        num_windows: int,
+        whole: Mapping[str, Array],
+        patch: tuple[int, ...] | None,
+    ) -> Record:
+        """One record out of the arrays of a window, or why it has gaps."""
+        trajectory, windows = self.trajectory, self.windows
+        arrays: dict[str, Array] = {}
+        given: list[str] = []
+        for item in trajectory.fields:
+            array = whole[item.name]
+            if self.patches is not None and patch is not None:
+                array = self.patches.cut(array, item.grid, patch)
+            is_masked = item.name in windows.mask_fields
+            if is_masked or (item.marks_gaps and array.dtype.kind == "f"):
+                is_valid = ~np.isnan(array) if array.dtype.kind == "f" else np.ones_like(array, "?")
+                missing = array.size - int(is_valid.sum())
+                if missing and (not is_masked or missing == array.size):
+                    reason = f"field {item.name!r}: {missing} of {array.size} numbers are missing"
+                    return Rejection("gap", reason, index=index)
+                if is_masked:
+                    arrays[item.name + VALID_SUFFIX] = is_valid
+                    given.append(item.name + VALID_SUFFIX)
+                    array = np.where(is_valid, array, array.dtype.type(0)) if missing else array
+            arrays[item.name] = array
+            if item.is_given:
+                given.append(item.name)
+        params = {
+            **trajectory.params,
+            **plain_params(self._along(start)),
+            **self._place(patch),
+            **({"condition_fields": given} if given else {}),
         }
-        given = [series.name for series in trajectory.series if series.is_given]
-        given += [constant.name for constant in trajectory.constants]
-        units = {series.name: series.unit for series in trajectory.series}
-        units |= {constant.name: constant.unit for constant in trajectory.constants}
-        family = trajectory.family_of(start) if trajectory.family_of else trajectory.family
         return Draft(
             index=index,
             source=self.source,
-            arrays=arrays | {constant.name: constant.array for constant in trajectory.constants},
-            units={name: unit for name, unit in units.items() if unit},
-            params={
-                **trajectory.params,
-                **plain_params(along),
-                **({"condition_fields": given} if given else {}),
-            },
+            arrays=arrays,
+            units=self._units(),
+            params=params,
             observed_at=trajectory.observed_at(start) if trajectory.observed_at else None,
-            family=family,
+            family=self._family(start, num_windows),
             licence=self.licence,
         )
+
+    def _along(self, start: int) -> dict[str, Any]:
+        count = self.windows.window_steps
+        return {
+            name: values[start] if count == 1 else values[start : start + count]
+            for name, values in self.trajectory.step_params.items()
+        }
+
+    def _place(self, patch: tuple[int, ...] | None) -> dict[str, Any]:
+        if self.patches is None or patch is None:
+            return {}
+        return {"patch": list(patch), "patch_start": self.patches.start(patch)}
+
+    def _units(self) -> dict[str, str]:
+        return {item.name: item.unit for item in self.trajectory.fields if item.unit}
+
+    def _family(self, start: int, num_windows: int) -> str | None:
+        """All patches of a window are of one family."""
+        trajectory = self.trajectory
+        family = trajectory.family_of(start) if trajectory.family_of else trajectory.family
+        if family is None and self.patches is not None:
+            return f"{self.origin_name}#{num_windows // FAMILY_BLOCK}"
+        return family
 
 
 class _Blocks:
@@ -313,11 +367,12 @@ class _Blocks:
             self._block, self._first = self.series.read(start, stop), start
 
 
-def _record(
+def _arrays(
     about: _About, blocks: Sequence[_Blocks], start: int, index: int, origin: Origin
-) -> Record:
+) -> dict[str, Array] | Rejection:
+    """The arrays of a window, by field."""
     count = about.windows.window_steps
-    arrays: dict[str, Array] = {}
+    arrays = {constant.name: constant.array for constant in about.trajectory.constants}
     for block in blocks:
         name = block.series.name
         try:
@@ -326,25 +381,41 @@ def _record(
             if not origin.path.exists():
                 raise InputError(f"{origin.path}: has gone while it was read") from error
             return Rejection("damaged", f"field {name!r} cannot be read: {error}", index=index)
-        if block.series.marks_gaps and steps.dtype.kind == "f":
-            missing = int(np.isnan(steps).sum())
-            if missing:
-                reason = f"field {name!r}: {missing} of {steps.size} numbers are missing"
-                return Rejection("gap", reason, index=index)
         arrays[name] = steps[0] if count == 1 else steps
-    return about.draft(index, start, arrays)
+    return arrays
 
 
-def _check_size(trajectory: Trajectory, windows: Windows, origin: Origin) -> None:
-    numbers = sum(s.step_bytes for s in trajectory.series) * windows.window_steps
-    numbers += sum(constant.array.nbytes for constant in trajectory.constants)
-    line_bytes = numbers * 4 // 3  # base64
-    if line_bytes > origin.line_max_bytes:
+def _patches(trajectory: Trajectory, windows: Windows) -> Patches | None:
+    if windows.patch is None:
+        return None
+    return Patches.of(windows.patch, {item.name: item.grid for item in trajectory.fields})
+
+
+def _check_size(
+    trajectory: Trajectory, windows: Windows, patches: Patches | None, origin: Origin
+) -> None:
+    step_bytes = sum(s.step_bytes for s in trajectory.series) * windows.window_steps
+    step_bytes += sum(constant.array.nbytes for constant in trajectory.constants)
+    if patches is not None and step_bytes > STEP_MAX_BYTES:
         raise RecordTooLarge(
-            f"{origin.path}: a record takes {line_bytes} bytes, "
-            f"a line of the vault at most {origin.line_max_bytes}",
-            remedy="Read fewer fields, or fewer steps a window, or raise the limit on lines.",
+            f"{origin.path}: the fields take {format_bytes(step_bytes)} a window, at most "
+            f"{format_bytes(STEP_MAX_BYTES)} are held to be cut into patches",
+            remedy="Read fewer fields, or fewer steps a window.",
         )
+    record_bytes = sum(_record_bytes(s, windows.window_steps, patches) for s in trajectory.series)
+    record_bytes += sum(_record_bytes(c, 1, patches) for c in trajectory.constants)
+    if record_bytes > origin.record_max_bytes:
+        raise RecordTooLarge(
+            f"{origin.path}: a record takes {format_bytes(record_bytes)}, "
+            f"at most {format_bytes(origin.record_max_bytes)} are taken",
+            remedy="Read fewer fields, fewer steps a window, or patches (--patch 64x64); "
+            "or raise the limit (--record-max).",
+        )
+
+
+def _record_bytes(item: Series | Constant, steps: int, patches: Patches | None) -> int:
+    shape = item.grid.shape if patches is None else patches.shape(item.grid)
+    return math.prod(shape) * item.dtype.itemsize * steps
 
 
 def _plain_list(values: Sequence[Any]) -> list[Any] | None:

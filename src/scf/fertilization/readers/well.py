@@ -29,12 +29,14 @@ from scf.fertilization.readers.hdf5_file import (
     texts,
     unit_of,
 )
+from scf.fertilization.readers.options import WindowedReader, Windows
 from scf.fertilization.readers.series import (
     Constant,
     Series,
     Trajectory,
-    Windows,
     grid_params,
+    num_records,
+    patch_notes,
     plain,
     plain_params,
     records,
@@ -45,25 +47,13 @@ from scf.vault.fields import Array
 _FIELD_GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 
 
-class WellReader:
+class WellReader(WindowedReader):
     """Files of The Well.
 
-    Args:
-        window_steps: Time steps in a fossil; with 1 the fields have no time axis.
-        stride: Steps from the beginning of a fossil to that of the next; `window_steps` by default.
-        fields: Names of the fields to read; all by default.
+    Its settings are those of `Windows`.
     """
 
     name = "well"
-
-    def __init__(
-        self,
-        *,
-        window_steps: int = 1,
-        stride: int | None = None,
-        fields: tuple[str, ...] | None = None,
-    ) -> None:
-        self.windows = Windows(window_steps, stride, fields)
 
     def recognises(self, path: Path, head: bytes) -> bool:
         return matches(path, head, _has_layout)
@@ -86,11 +76,11 @@ class WellReader:
             notes = [f"{name}: only its type is kept, not its mask" for name in well.boundaries]
             return Description(
                 f"The Well, dataset {well.dataset_name}",
-                well.num_samples * self.windows.num_records(first.num_steps),
+                well.num_samples * num_records(first, self.windows),
                 summaries(first, self.windows),
                 well.num_samples,
                 well.params,
-                tuple(notes),
+                (*notes, *patch_notes(first, self.windows)),
             )
 
 
@@ -109,6 +99,7 @@ class _Field:
     varies_by_sample: bool
     varies_by_time: bool
     shape: tuple[int, ...]
+    order: int
 
     @classmethod
     def of(cls, group: Any, name: str, order: int, grid: tuple[int, ...]) -> "_Field":
@@ -123,7 +114,9 @@ class _Field:
         for kept in (space, tuple(n for n, there in zip(grid, varies, strict=True) if there)):
             tail = stored[len(kept) :]
             if stored[: len(kept)] == kept and _is_tensor(tail, order):
-                return cls(name, dataset, by_sample, by_time, space + _tensor_shape(tail, order))
+                return cls(
+                    name, dataset, by_sample, by_time, space + _tensor_shape(tail, order), order
+                )
         raise LayoutInvalid(
             f"{dataset.name!r} has shape {list(dataset.shape)}; on a grid of {list(grid)} "
             f"that is no field of order {order}"
@@ -134,7 +127,7 @@ class _Field:
 
     def constant(self, sample: int) -> Constant:
         array: Array = np.asarray(self.dataset[self.lead(sample)])
-        return Constant(self.name, array.reshape(self.shape), unit_of(self.dataset))
+        return Constant(self.name, array.reshape(self.shape), unit_of(self.dataset), self.order)
 
 
 @dataclass(frozen=True)
@@ -210,7 +203,7 @@ class _Well:
             )
         return Trajectory(
             self.num_steps,
-            tuple(series_of(f.name, f.dataset, lead=f.lead(sample), shape=f.shape) for f in moving),
+            tuple(_moving_series(f, sample) for f in moving),
             f"{origin_name}/trajectory-{sample}",
             tuple(field.constant(sample) for field in still),
             {**self.params, **params, "trajectory": sample},
@@ -258,7 +251,24 @@ def _static_series(field: _Field, sample: int) -> Series:
     def read(start: int, stop: int) -> Array:
         return field.constant(sample).array[np.newaxis][start:stop]
 
-    return Series(field.name, field.dataset.dtype, field.shape, read, unit_of(field.dataset))
+    return Series(
+        field.name,
+        field.dataset.dtype,
+        field.shape,
+        read,
+        unit_of(field.dataset),
+        num_components=field.order,
+    )
+
+
+def _moving_series(field: _Field, sample: int) -> Series:
+    return series_of(
+        field.name,
+        field.dataset,
+        lead=field.lead(sample),
+        shape=field.shape,
+        num_components=field.order,
+    )
 
 
 def _check_lengths(fields: tuple[_Field, ...], num_samples: int, num_steps: int) -> None:

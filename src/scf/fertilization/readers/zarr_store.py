@@ -1,7 +1,7 @@
 """Zarr stores (formats 2 and 3), as a folder or in one zip file. What a record is: see `gridded`.
 
-The origin of a store in a folder is the file that begins it: `zarr.json`, or `.zgroup` in format 2.
-Its digest covers the metadata, not the chunks. A zip file is one origin, covered as a whole.
+The origin of a store is its folder: the digest covers every file in it (`origins.tree_sha256`). A
+zip file is one origin too.
 
 A codec of Zarr can run code: `pickle` does. Only codecs that are known to be plain are let through,
 and the metadata are read for that before the library sees the store.
@@ -19,7 +19,8 @@ from scf.fertilization.readers.base import Origin, Record
 from scf.fertilization.readers.describe import Description
 from scf.fertilization.readers.gridded import OPEN_OPTIONS, Gridded
 from scf.fertilization.readers.netcdf import description
-from scf.fertilization.readers.series import Windows, records
+from scf.fertilization.readers.options import WindowedReader
+from scf.fertilization.readers.series import records
 from scf.fertilization.readers.tools import tool
 
 _BEGINNINGS = ("zarr.json", ".zgroup", ".zmetadata")
@@ -40,35 +41,20 @@ class UnsafeCodec(InputError):
     kind = "codec"
 
 
-class ZarrReader:
+class ZarrReader(WindowedReader):
     """Zarr stores.
 
-    Args:
-        window_steps: Time steps in a fossil; with 1 the fields have no time axis.
-        stride: Steps from the beginning of a fossil to that of the next; `window_steps` by default.
-        fields: Names of the fields to read; all by default.
+    Its settings are those of `Windows`.
     """
 
     name = "zarr"
 
-    def __init__(
-        self,
-        *,
-        window_steps: int = 1,
-        stride: int | None = None,
-        fields: tuple[str, ...] | None = None,
-    ) -> None:
-        self.windows = Windows(window_steps, stride, fields)
-
     def recognises(self, path: Path, head: bytes) -> bool:
-        if path.is_dir():
-            return any((path / name).is_file() for name in _BEGINNINGS)
-        if head.startswith(b"PK"):
-            return _is_zipped_store(path)
-        if path.name not in _BEGINNINGS or b'"zarr_format"' not in head:
-            return False
-        # An array's own zarr.json lies below that of its group: one store, one origin.
-        return not any((path.parent.parent / name).is_file() for name in _BEGINNINGS)
+        return head.startswith(b"PK") and _is_zipped_store(path)
+
+    def recognises_folder(self, path: Path) -> bool:
+        """Whether it holds the file with which a store begins."""
+        return any(_begins_store(path / name) for name in _BEGINNINGS)
 
     def read(self, origin: Origin) -> Iterator[Record]:
         with _open(origin.path) as current:
@@ -91,21 +77,20 @@ class ZarrReader:
 def _open(path: Path) -> Iterator[Callable[[], Any]]:
     xarray = tool("xarray", extra="netcdf")
     zarr = tool("zarr", extra="netcdf")
-    folder = path if path.is_dir() else path.parent
     try:
         with contextlib.ExitStack() as stack:
-            if path.is_file() and path.name not in _BEGINNINGS:
+            if path.is_file():
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 is_consolidated = _check_metadata(archive.namelist(), archive.read)
                 store: Any = zarr.storage.ZipStore(path, mode="r")
                 stack.callback(store.close)
             else:
-                found = [file for name in _METADATA for file in folder.rglob(name)]
+                found = [file for name in _METADATA for file in path.rglob(name)]
                 is_consolidated = _check_metadata(
-                    [file.relative_to(folder).as_posix() for file in found],
-                    lambda name: (folder / name).read_bytes(),
+                    [file.relative_to(path).as_posix() for file in found],
+                    lambda name: (path / name).read_bytes(),
                 )
-                store = str(folder)
+                store = str(path)
             dataset = xarray.open_dataset(
                 store, engine="zarr", consolidated=is_consolidated, **OPEN_OPTIONS
             )
@@ -121,6 +106,14 @@ def _open(path: Path) -> Iterator[Callable[[], Any]]:
         zipfile.BadZipFile,
     ) as error:
         raise InputError(f"{path}: cannot be read further: {error}") from error
+
+
+def _begins_store(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b'"zarr_' in file.read(_METADATA_MAX_BYTES)
+    except OSError:
+        return False
 
 
 def _is_zipped_store(path: Path) -> bool:
