@@ -1,8 +1,6 @@
 """`scf ingest`, `scf fossil`: take records in, look at them, take them back, hand them on."""
 
 import json
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,46 +8,90 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scf.cli.common import Context, common_options, emit, json_option, talk
+from scf.cli.common import Context, common_options, emit, json_option
 from scf.core.errors import InputError, NothingToDo, UsageError
 
 if TYPE_CHECKING:
     from scf.fertilization.batch_plan import BatchPlan
-    from scf.fertilization.primordial_soup import IngestProgress, IngestReport
+    from scf.fertilization.primordial_soup import IngestProgress
     from scf.fertilization.taint import Use
     from scf.vault.fossil import Fossil
     from scf.vault.index import Location
     from scf.vault.journal import Vault
 
-_REDRAW_S = 0.2
-
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reader", help="Name of the reader; by default it is found by content.")
-@click.option("--dry-run", is_flag=True, help="Read and judge everything, write nothing.")
+@click.option("--window", type=click.IntRange(1), metavar="STEPS", help="Time steps in a fossil.")
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Steps from the beginning of a fossil to that of the next; by default the window.",
+)
+@click.option(
+    "--field", "fields", multiple=True, metavar="NAME", help="A field to read; again for more."
+)
+@click.option(
+    "--mask-field",
+    "mask_fields",
+    multiple=True,
+    metavar="NAME",
+    help="A field that may have gaps (NaN over land): they become 0, and the given field"
+    " NAME.valid tells where there is a value. Elsewhere a gap refuses the record.",
+)
+@click.option(
+    "--patch", metavar="64x64", help="Cut the last space axes of each field into patches."
+)
+@click.option(
+    "--record-max",
+    metavar="SIZE",
+    help="Refuse records with more numbers than this (default: 128 MiB; each takes up to seven"
+    " times its size in memory).",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what is understood, then read and judge everything, and write nothing.",
+)
 @json_option
 @common_options
 def ingest(
-    context: Context, paths: tuple[Path, ...], reader: str | None, dry_run: bool, as_json: bool
+    context: Context,
+    paths: tuple[Path, ...],
+    reader: str | None,
+    window: int | None,
+    stride: int | None,
+    fields: tuple[str, ...],
+    mask_fields: tuple[str, ...],
+    patch: str | None,
+    record_max: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Take files and folders in as fossils.
 
-    Readers: tmy2, tmy3, ndjson (fossils as they are; .zst and .gz too), npz, pkl, csv. Records that
-    cannot be used go to quarantine with file, line and reason; the rest goes on. What the vault has
-    already is counted as a duplicate. With --json, one line a PATH.
+    The reader is found by content: The Well, PDEBench and other HDF5, NetCDF, Zarr, Parquet,
+    MATLAB, npz, pickles of arrays, CSV, TMY2 and TMY3, and NDJSON of fossils as they are (.zst and
+    .gz too); see docs/readers.md. Records that cannot be used go to quarantine with file, line and
+    reason; the rest goes on. What the vault has already is counted as a duplicate; an ingest that
+    was interrupted goes on where it stopped. With --json, one line a PATH.
     """
+    from scf.cli import ingest_talk
+    from scf.core.units import parse_size_bytes
     from scf.fertilization.primordial_soup import PrimordialSoupIngestor
+    from scf.fertilization.readers.base import RECORD_MAX_BYTES
 
     context.require_clear("ingest")
     settings = context.config.vault
-    show = _progress_line()
+    options = ingest_talk.read_options(window, stride, fields, mask_fields, patch)
+    show = ingest_talk.progress_teller()
 
     def watch(progress: "IngestProgress") -> None:
         # A long ingest stops at the lock too; what was committed before stays.
         context.require_clear("the rest of the ingest")
-        if show is not None:
-            show(progress)
+        show(progress)
 
     num_read = 0
     with _open_vault(context, to_write=not dry_run) as vault:
@@ -57,15 +99,24 @@ def ingest(
             vault,
             progress=watch,
             line_max_bytes=settings.line_max_bytes,
+            record_max_bytes=parse_size_bytes(record_max) if record_max else RECORD_MAX_BYTES,
             shard_bytes=settings.shard_bytes,
+            home=context.home,
         )
         for path in paths:
-            report = ingestor.ingest(path, reader=reader, dry_run=dry_run)
+            about: dict[str, Any] = {}
+            if dry_run:
+                understood = ingestor.understand(path, reader=reader, options=options)
+                if as_json:
+                    about = {"understood": [item.to_json() for item in understood]}
+                else:
+                    ingest_talk.say_understood(understood)
+            report = ingestor.ingest(path, reader=reader, options=options, dry_run=dry_run)
             num_read += report.read
             if as_json:
-                click.echo(json.dumps(report.to_json(), sort_keys=True))
+                click.echo(json.dumps({**report.to_json(), **about}, sort_keys=True))
             else:
-                _say_report(report, is_rehearsal=dry_run)
+                ingest_talk.say_report(report, is_rehearsal=dry_run)
     if num_read == 0:
         raise NothingToDo("no records there that a reader knows")
 
@@ -340,44 +391,3 @@ def _list_retractions(context: Context, *, as_json: bool) -> None:
 def _ordinal(one: "Fossil") -> str:
     index = one.provenance.index
     return "unnumbered" if index is None else f"{index:,}"
-
-
-def _say_report(report: "IngestReport", *, is_rehearsal: bool) -> None:
-    reader = f" ({report.reader})" if report.reader else ""
-    click.echo(
-        f"{report.origin}{reader}: {report.read:,} read = {report.accepted:,} accepted"
-        f" + {report.duplicates:,} duplicates + {report.quarantined:,} quarantined"
-    )
-    for kind, count in report.reasons.most_common():
-        click.echo(f"  {count:,} refused: {kind}")
-    for path in report.quarantine:
-        click.echo(f"  see fossil_vault/{path}")
-    if report.skipped:
-        shown = ", ".join(report.skipped[:5]) + (", ..." if len(report.skipped) > 5 else "")
-        click.echo(f"  {len(report.skipped)} files left alone, no reader knows them: {shown}")
-    click.echo(f"  fossils root {report.fossils_root}")
-    if is_rehearsal:
-        talk("Rehearsal: nothing was written.")
-
-
-def _progress_line() -> "Any":
-    """A line on the terminal that rewrites itself; silent where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    started = drawn = time.monotonic()
-
-    def draw(progress: "IngestProgress") -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        is_last = progress.files_done == progress.files_total
-        if now - drawn < _REDRAW_S and not is_last:
-            return
-        drawn = now
-        rate = progress.read / max(now - started, 1e-9)
-        text = (
-            f"\r\x1b[K  {progress.read:,} records, {rate:,.0f}/s, file {progress.files_done + 1}"
-            f" of {progress.files_total}: {progress.origin[:40]}"
-        )
-        click.echo("\r\x1b[K" if is_last else text, nl=False, err=True)
-
-    return draw
