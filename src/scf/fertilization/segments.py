@@ -132,9 +132,10 @@ class CachedSegment:
         self.path = rows.rows.path
         self.count = rows.count
         self.family_names: Sequence[str] = rows.rows.family_names
-        numbers = {spec.name: number for number, spec in enumerate(rows.kind.specs, start=1)}
+        numbers = {spec.name: number for number, spec in enumerate(rows.kind.specs)}
         self.columns = {spec.name: numbers[spec.name] for spec in specs}
-        self._names = {0: "", **{number: name for name, number in self.columns.items()}}
+        self._names = {number: name for name, number in self.columns.items()}
+        self._names[rows.head_column] = ""
 
     def heads(self) -> Heads:
         """All heads."""
@@ -150,7 +151,7 @@ class CachedSegment:
         """Read a group into a slot."""
         first = slot * GROUP_ROWS
         last = first + self.rows.group_rows(group)
-        arrays = {n: into.columns[name] if n else into.heads for n, name in self._names.items()}
+        arrays = {n: into.columns[name] if name else into.heads for n, name in self._names.items()}
         views = {n: bytes_of(array[first:last]) for n, array in arrays.items()}
         descriptor = files.descriptor(self.path)
         if verify:
@@ -165,7 +166,7 @@ class CachedSegment:
 
     def load_heads(self, group: int, into: Heads, files: OpenFiles) -> None:
         """Read the heads of a group alone."""
-        offset = self.rows.column_offset(group, 0)
+        offset = self.rows.column_offset(group, self.rows.head_column)
         read_exactly(files.descriptor(self.path), [bytes_of(into)], offset, self.path)
 
     def offsets(self, rows: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
