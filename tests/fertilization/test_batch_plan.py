@@ -149,7 +149,7 @@ def test_one_family_alone_is_split_by_blocks_of_neighbours(vault: Vault, tmp_pat
     assert BatchPlan.from_json(plan.to_json()) == plan
     found = sides(plan, vault.folder.path)
     assert found["train"]
-    assert found["held_out"]
+    assert len(found["held_out"]) >= 2  # a comparison needs two
     assert found["train"] | found["held_out"] == {f"trajectory-7#{n}" for n in range(5)}
     assert not found["train"] & found["held_out"]
     told = {(item.family, item.split) for item in plan_fossils(plan, vault.folder.path)}

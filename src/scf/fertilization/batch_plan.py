@@ -238,7 +238,13 @@ def make_plan(
     units, in_blocks = split_units(families, vault.blocks_of, known=known)
     if len(units) < 2:
         raise NothingHeldOut(tree.size)
-    below = held_out_threshold(units, seed=split_seed, fraction=held_out_fraction)
+    below = held_out_threshold(
+        units,
+        seed=split_seed,
+        fraction=held_out_fraction,
+        # A comparison needs two units; of blocks there are always more to be had.
+        at_least=2 if in_blocks else 1,
+    )
     if parent is not None:
         below = max(below, parent.held_out_below)
     return BatchPlan(
@@ -306,8 +312,16 @@ def family_hash(seed: int, family: str) -> str:
     return hashlib.sha256(f"{seed}:{family}".encode()).hexdigest()[:_HASH_DIGITS]
 
 
-def held_out_threshold(families: Iterable[str], *, seed: int, fraction: float) -> str:
+def held_out_threshold(
+    families: Iterable[str], *, seed: int, fraction: float, at_least: int = 1
+) -> str:
     """The threshold that holds out about `fraction` of the families, and never all or none.
+
+    Args:
+        families: What the split chooses among.
+        seed: Of the split.
+        fraction: How much is wanted, of 1.
+        at_least: So many are held out where there are twice as many; else one.
 
     Raises:
         ValueError: `fraction` is not within 0 and 1.
@@ -317,7 +331,8 @@ def held_out_threshold(families: Iterable[str], *, seed: int, fraction: float) -
     below = min(int(fraction * (_HASH_MAX + 1)), _HASH_MAX)
     hashes = {int(family_hash(seed, family), 16) for family in families}
     if len(hashes) >= 2:
-        below = max(below, min(hashes) + 1)
+        wanted = at_least if len(hashes) >= 2 * at_least else 1
+        below = max(below, sorted(hashes)[wanted - 1] + 1)
         below = min(below, max(hashes))
     return f"{below:0{_HASH_DIGITS}x}"
 

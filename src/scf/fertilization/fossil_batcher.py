@@ -352,7 +352,9 @@ class FossilBatcher:
             seed = self._seed
             units, in_blocks = split_units(self._table.family_counts(), self._table.blocks_of)
             self._blocked = frozenset(in_blocks)
-            below = held_out_threshold(units, seed=seed, fraction=HELD_OUT_FRACTION)
+            below = held_out_threshold(
+                units, seed=seed, fraction=HELD_OUT_FRACTION, at_least=2 if in_blocks else 1
+            )
         if self._split != ALL:
             wants_held_out = self._split == HELD_OUT
             self._table.select(
