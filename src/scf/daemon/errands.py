@@ -87,7 +87,8 @@ class Errands:
         given_up = set(self.given_up(tries_max=tries_max))
         left = [d for d in signs.dropped if f"ingest {d.name}" not in given_up]
         # The look was before the round: what was ingested since is not left.
-        return bool(signs.unsettled or [d for d in left if d in self.pulse.dropped])
+        waiting = [d for d in left if d in self.pulse.dropped]
+        return bool(signs.unsettled or waiting or self.pulse.is_looking)
 
     def given_up(self, *, tries_max: int) -> list[str]:
         """Errands that failed so often that nobody should wait for them."""

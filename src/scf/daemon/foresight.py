@@ -90,6 +90,8 @@ def _intentions(shelves: Shelves, store: RunStore) -> Iterator[Intention]:
     settings = shelves.config.daemon
     pulse = Pulse(shelves.vault_folder, store, shelves.clock, settle_s=settings.settle_s)
     signs = pulse.look(is_hasty=False)
+    while pulse.is_looking:
+        signs = pulse.look(is_hasty=False)
     yield from _runs(shelves, store, is_paused=is_paused)
     if is_paused:
         yield Intention("nothing", "anything new", now=True, why="paused; `scf resume` goes on")

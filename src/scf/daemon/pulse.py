@@ -1,26 +1,22 @@
 """Pulse: what has changed? Fresh shards in the journal, and files that somebody dropped in.
 
 The journal is the truth and costs one `stat` a look. Files that were dropped into `fossil_vault`
-have no journal, so they are looked for, but never at gear speed: a scan is made every
-`SCAN_INTERVAL_S`. A file is taken once it has been still for `settle_s`; one that changes later is
-taken again, which costs time and changes nothing, since a fossil is known by its CID.
+have no journal, so they are looked for (`Drops`), but never at gear speed: a pass begins every
+`SCAN_INTERVAL_S`, and goes on a bounded number of names a look. A file is taken once it has been
+still for `settle_s`; one that changes later is taken again, which costs time and changes nothing,
+since a fossil is known by its CID.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from scf.core.clock import Clock
+from scf.daemon.drops import Drops, Found
 from scf.runs.store import RunStore
-from scf.storage.ndjson import is_shard_name
 from scf.vault.watcher import VaultWatcher
 
 SCAN_INTERVAL_S = 5.0
-FILES_PER_SCAN_MAX = 10_000
-# Of fossil_vault itself; everything else in there was put there by somebody.
-_OWN_FOLDERS = frozenset({"shards", "quarantine"})
 
 PLANNED_OFFSET = "pulse.planned_offset"
 
@@ -96,8 +92,10 @@ class Pulse:
         self._fresh = 0
         self._changed_at: float | None = None
         self._next_scan = 0.0
+        self._drops = Drops(vault_folder, self._is_known)
         self.dropped: tuple[Dropped, ...] = ()
         self._unsettled = 0
+        self._look_again_at = 0.0
         # name -> (size, mtime, when it was first seen so, by the monotonic clock)
         self._seen: dict[str, tuple[int, int, float]] = {}
 
@@ -108,7 +106,13 @@ class Pulse:
             self._fresh += sum(entry.count for entry in self._watcher.fresh_entries())
             self._changed_at = now
         if now >= self._next_scan:
-            self._scan(now)
+            self._drops.begin(now)
+            self._next_scan = now + SCAN_INTERVAL_S
+            self._step(now)
+        elif self._drops.is_under_way:
+            self._step(now)
+        elif self._unsettled and now >= self._look_again_at:
+            self._settle(now)
         still_for = float("inf") if self._changed_at is None else now - self._changed_at
         return Signs(
             fresh_fossils=self._fresh,
@@ -130,45 +134,44 @@ class Pulse:
         """`dropped` is dealt with; the next look goes on with the rest."""
         self.dropped = tuple(d for d in self.dropped if d.name != dropped.name)
 
-    def _scan(self, now: float) -> None:
+    def hint(self) -> None:
+        """Something may have been dropped in: the next look begins a pass."""
+        self._next_scan = 0.0
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a pass over the dropped files is under way."""
+        return self._drops.is_under_way
+
+    def _is_known(self, found: Found) -> bool:
+        known = self._store.origin(found.name)
+        return known is not None and (known.size_bytes, known.mtime_ns) == (
+            found.size_bytes,
+            found.mtime_ns,
+        )
+
+    def _step(self, now: float) -> None:
+        self._drops.step(self._clock.now().timestamp())
+        if not self._drops.is_under_way:
+            self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Which of the files that wait are still?"""
+        self._drops.look_again()
         dropped: list[Dropped] = []
-        unsettled = 0
         seen: dict[str, tuple[int, int, float]] = {}
-        for found in self._files():
-            known = self._store.origin(found.name)
-            if known and (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns):
-                continue
+        wall_s = self._clock.now().timestamp()
+        for found in self._drops.waiting.values():
             size, mtime, since = self._seen.get(found.name, (-1, 0, now))
             if (size, mtime) != (found.size_bytes, found.mtime_ns):
                 since = now
             seen[found.name] = (found.size_bytes, found.mtime_ns, since)
-            age_s = self._clock.now().timestamp() - found.mtime_ns / 1e9
+            age_s = wall_s - found.mtime_ns / 1e9
             if age_s >= self._settle_s or now - since >= self._settle_s:
-                dropped.append(found)
-            else:
-                unsettled += 1
-        self.dropped, self._unsettled, self._seen = tuple(dropped), unsettled, seen
+                path = self._folder / found.name
+                dropped.append(Dropped(path, found.name, found.size_bytes, found.mtime_ns))
+        dropped.sort(key=lambda d: (d.name.count("/"), d.name))
+        self.dropped, self._seen = tuple(dropped), seen
+        self._unsettled = len(seen) - len(dropped)
         # A file that is nearly still is looked at again when it may be.
-        wait_s = min(SCAN_INTERVAL_S, max(self._settle_s, 0.1)) if unsettled else SCAN_INTERVAL_S
-        self._next_scan = now + wait_s
-
-    def _files(self) -> Iterator[Dropped]:
-        count = 0
-        for parent, folders, names in os.walk(self._folder):
-            is_top = Path(parent) == self._folder
-            folders[:] = sorted(
-                f for f in folders if not f.startswith(".") and not (is_top and f in _OWN_FOLDERS)
-            )
-            for name in sorted(names):
-                if not is_shard_name(name):
-                    continue
-                path = Path(parent, name)
-                try:
-                    stat = path.stat()
-                except OSError:
-                    continue
-                relative = path.relative_to(self._folder).as_posix()
-                yield Dropped(path, relative, stat.st_size, stat.st_mtime_ns)
-                count += 1
-                if count >= FILES_PER_SCAN_MAX:
-                    return
+        self._look_again_at = now + min(SCAN_INTERVAL_S, max(self._settle_s, 0.1))

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 from scf.config import FoundryConfig, find_home, load_config
-from scf.control.control_file import GEAR_FLOORS_S
+from scf.control.control_file import CONTROL_NAME, GEAR_FLOORS_S
+from scf.control.emergency_lock import LOCK_NAME as LOCK_FILE_NAME
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import Clock, SystemClock
 from scf.core.errors import (
@@ -40,13 +41,16 @@ from scf.daemon.pipeline import RECORDING, Bench
 from scf.daemon.pulse import Pulse
 from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
 from scf.daemon.survey import Survey
+from scf.daemon.waker import open_waker
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.job import JobPhase
 from scf.runs.state import ACTIVE
 from scf.runs.store import RunStore
 from scf.storage.instance_lock import instance_lock
+from scf.storage.ndjson import is_shard_name
 from scf.storage.partitions import Drive, Folder
+from scf.vault.journal import JOURNAL
 
 # A tick takes at most so many runs one stage further.
 RUNS_PER_TICK_MAX = 16
@@ -123,6 +127,8 @@ class Conductor:
         self._told_of = ""
         self._full: BudgetExceeded | None = None
         self._num_due = 0
+        self.waker = open_waker(clock, is_real_time=isinstance(clock, SystemClock))
+        self.waker.watch(config.home, {CONTROL_NAME, LOCK_FILE_NAME}.__contains__)
 
     def open(self) -> None:
         """Open the drive's rooms now: a wrong root or a second daemon is noticed at once."""
@@ -140,6 +146,7 @@ class Conductor:
             self._holding = holding.pop_all()
         settings = self._config.daemon
         bench = Bench(rooms, self.store, settings.max_attempts)
+        self.waker.watch(rooms.vault_folder, lambda name: name == JOURNAL or is_shard_name(name))
         pulse = Pulse(rooms.vault_folder, self.store, self._clock, settle_s=settings.settle_s)
         self._rooms = rooms
         survey = Survey(rooms.drive, self._clock)
@@ -148,6 +155,7 @@ class Conductor:
     def close(self) -> None:
         """Let go of everything. Running jobs go on, and are found again."""
         self._drop_rooms()
+        self.waker.close()
         self._heartbeat.show(DaemonState.STOPPED)
         self.store.close()
         self._logbook.close()
@@ -168,6 +176,11 @@ class Conductor:
             tick = Tick(DaemonState.DISK_FULL, trouble=full)
         self._show(tick)
         return tick
+
+    def hint(self) -> None:
+        """Something may have happened on the drive."""
+        if self._errands is not None:
+            self._errands.pulse.hint()
 
     def has_running_jobs(self) -> bool:
         """Whether a job that we started is running."""
@@ -377,11 +390,13 @@ def _loop(
 
 
 def _sleep(conductor: Conductor, pause_s: float, clock: Clock) -> None:
-    """Wait, but not through a change of the emergency lock nor a signal to stop."""
+    """Wait, but not through something that happens, nor a signal to stop."""
     was_set, was_stopping = conductor.lock.is_set, conductor.operator.stopping
     end = clock.monotonic() + pause_s
     while (left_s := end - clock.monotonic()) > 0:
-        clock.sleep(min(left_s, LOCK_LOOK_S))
+        if conductor.waker.wait(min(left_s, LOCK_LOOK_S)):
+            conductor.hint()
+            return
         if conductor.lock.is_set != was_set or conductor.operator.stopping != was_stopping:
             return
 
