@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from scf.verification.gate import GateDecision, decide, paired_gain
+from scf.verification.gate import GateDecision, Looks, decide, paired_gain
 from scf.verification.report import parse_report
 from support.reports import DIGEST, PLAN_ID, report_json
 
@@ -88,7 +88,7 @@ def test_a_later_generation_is_held_against_the_champion() -> None:
     assert judge(report_json(champion_gain=0.1), has_champion=True).promote
     decision = judge(report_json(gain=0.5, champion_gain=0.0), has_champion=True)
     assert not decision.promote
-    assert "of the champion" in decision.reasons[0]
+    assert "not shown to be better than the champion" in decision.reasons[0]
 
 
 def test_too_few_families_decide_nothing_against_a_champion() -> None:
@@ -215,3 +215,153 @@ def test_the_decision_is_json() -> None:
 
     decision = judge(report_json())
     assert b'"promote":true' in canonical_json(decision.to_json())
+
+
+# -- later generations -------------------------------------------------------------------------------
+
+
+def later(families: int = 60, **settings: Any) -> dict[str, Any]:
+    """A report on stations with weeks, whose candidate is clearly better than the champion."""
+    report = report_json(families=families, champion_gain=0.1, **settings)
+    for key in ("dsm_loss", "champion_dsm_loss", "baseline_dsm_loss"):
+        losses = report[key]["by_family"].items()
+        report[key]["by_family"] = {
+            f"tmy3-{i % 3}/week-{i:02d}": loss for i, (_, loss) in enumerate(losses)
+        }
+    return report
+
+
+def test_the_trace_holds_the_path_of_the_test() -> None:
+    decision = judge(later(), has_champion=True)
+
+    test = decision.trace["superiority"]
+    assert decision.promote
+    assert test["decision"] == "better"
+    assert test["path"][-1] >= test["llr_high"]
+    assert len(test["path"]) == test["blocks"] >= 20
+    assert [harm["name"] for harm in decision.trace["slices"]] == ["tmy3-0", "tmy3-1", "tmy3-2"]
+    assert decision.trace["promote"] is True
+
+
+def test_a_gain_that_so_few_families_cannot_show_is_not_promoted_and_it_says_why() -> None:
+    decision = judge(report_json(champion_gain=0.02), has_champion=True)
+
+    assert not decision.promote
+    assert "24 held-out families are all there are" in decision.reasons[0]
+
+
+def test_a_slice_that_loses_stops_what_is_better_on_the_whole() -> None:
+    report = later(families=300)
+    for family, loss in report["champion_dsm_loss"]["by_family"].items():
+        if family.startswith("tmy3-1/"):
+            report["dsm_loss"]["by_family"][family] = loss + 0.02
+
+    decision = judge(report, has_champion=True)
+
+    assert not decision.promote
+    assert "worse on tmy3-1" in decision.reasons[0]
+
+
+def test_a_champion_of_a_month_ago_is_not_fallen_behind() -> None:
+    report = later()
+    own = report["dsm_loss"]["by_family"]
+    better = {family: loss - 0.05 for family, loss in own.items()}
+    report["earlier_champions"] = [
+        {
+            "generation": "ebdm_gen0003",
+            "weeks_ago": 4,
+            "dsm_loss": {"mean": 0.5, "by_family": better},
+        }
+    ]
+
+    decision = judge(report, has_champion=True)
+
+    assert not decision.promote
+    assert "worse against ebdm_gen0003 of 4 weeks ago" in decision.reasons[0]
+
+
+def test_the_anchor_set_is_held_to_the_same() -> None:
+    report = later()
+    own = {f"anchor-{i}": 0.5 + 0.01 * (i % 3) for i in range(30)}
+    report["anchor"] = {
+        "dsm_loss": {"mean": 0.5, "by_family": own},
+        "champion_dsm_loss": {"mean": 0.4, "by_family": {f: v - 0.1 for f, v in own.items()}},
+    }
+
+    assert "on the anchor set" in judge(report, has_champion=True).reasons[0]
+
+
+def test_a_simpler_model_as_good_may_pass() -> None:
+    """No better, but half the joules and as good beyond doubt: promoted, and said."""
+    report = later(families=400)
+    own = report["dsm_loss"]["by_family"]
+    noise = random.Random(3)
+    champion = {family: loss + noise.gauss(0.0002, 0.0001) for family, loss in own.items()}
+    report["champion_dsm_loss"] = {"mean": 0.6, "by_family": champion, "paired_sigma": 0.1}
+    assert not judge(report, has_champion=True).promote
+
+    report |= {
+        "cost": {"num_parameters": 1000, "energy_j_per_fossil": 0.5},
+        "champion_cost": {"num_parameters": 1000, "energy_j_per_fossil": 1.0},
+    }
+    decision = judge(report, has_champion=True)
+
+    assert decision.promote
+    assert "as good as the champion and simpler (0.5 J a fossil for 1)" in decision.reasons[0]
+    report["cost"]["num_parameters"] = 2000
+    assert not judge(report, has_champion=True).promote
+
+
+def test_simpler_and_worse_does_not_pass() -> None:
+    report = later(families=400)
+    own = report["dsm_loss"]["by_family"]
+    noise = random.Random(3)
+    champion = {family: loss - noise.gauss(0.02, 0.05) for family, loss in own.items()}
+    report["champion_dsm_loss"] = {"mean": 0.6, "by_family": champion, "paired_sigma": 0.1}
+    report |= {"cost": {"num_parameters": 10}, "champion_cost": {"num_parameters": 1000}}
+
+    decision = judge(report, has_champion=True)
+
+    assert not decision.promote
+    assert any("not shown to be as good" in reason for reason in decision.reasons)
+
+
+def test_a_spent_budget_of_looks_ends_it() -> None:
+    report = parse_report(later())
+
+    def with_looks(used: int) -> GateDecision:
+        return decide(
+            report, settings=Limits(), checkpoint_digest=DIGEST, plan_id=PLAN_ID,
+            has_champion=True, looks=Looks(used, 20, 28),
+        )  # fmt: skip
+
+    assert with_looks(19).promote
+    assert with_looks(19).trace["looks"] == {"used": 19, "budget": 20, "days": 28}
+    assert not with_looks(20).promote
+    assert "looked at 20 times in 28 days" in with_looks(20).reasons[0]
+
+
+def test_near_duplicates_of_training_fossils_in_the_sealed_pool_are_refused() -> None:
+    assert judge(later() | {"near_duplicates": {"found": 0}}, has_champion=True).promote
+    decision = judge(later() | {"near_duplicates": {"found": 2}}, has_champion=True)
+    assert "2 held-out fossils lie within 1e-3" in decision.reasons[0]
+
+
+def test_the_order_of_families_in_the_report_changes_nothing() -> None:
+    report = later()
+    shuffled = list(report["dsm_loss"]["by_family"].items())
+    random.Random(1).shuffle(shuffled)
+    other = report | {"dsm_loss": report["dsm_loss"] | {"by_family": dict(shuffled)}}
+
+    assert judge(report, has_champion=True) == judge(other, has_champion=True)
+
+
+def test_the_whole_trace_of_400_families_fits_into_an_audit_entry() -> None:
+    """Entries hold 65,535 bytes; the conductor logs the decision."""
+    from scf.core.canonical import canonical_json
+
+    report = later(families=400)
+    decision = judge(report, has_champion=True)
+    decision.trace["superiority"]["path"] = [-0.123] * 400  # the longest there is
+
+    assert len(canonical_json(decision.to_json())) < 20_000

@@ -1,26 +1,41 @@
 """Decide whether a measured checkpoint is promoted. Pure: a report in, a decision out.
 
-Hard vetoes come first: any of them ends it. Then one test of quality on held-out fossils. Fossils
-of one family (a station-week, a trajectory) resemble each other: with correlated records (blocks
-of ten, correlation 0.3) a test over single records promoted a model that was no better in 20 % of
-simulated cases, a test over family means in 5 %. So each held-out family counts once, by its mean.
+In this order; what stands against promotion anywhere ends it, and all of it is said:
 
-The test is the paired one-sided t test at level `alpha`. A later generation must beat the standing
-champion, on at least `min_families` families; a tie is no gain. A first generation replaces
-nothing, so it must only be shown not to be worse than the Gaussian baseline by `FIRST_MARGIN` of
-its loss: where records are Gaussian, nothing beats a Gaussian, and the model is right all the same.
+1. Vetoes: the report is about this checkpoint and plan, everything is finite, samples keep the
+   physics, the energy is not upside down, nothing sealed was trained on, the sealed pool was not
+   looked at too often.
+2. A first generation replaces nothing, so it must only be shown not to be worse than the Gaussian
+   baseline by `FIRST_MARGIN` of its loss: where records are Gaussian, nothing beats a Gaussian, and
+   the model is right all the same. (Paired one-sided t test over families at level `alpha`.)
+3. A later one must be better than the champion on the sealed pool, the held-out families that no
+   run has trained on: a paired, blocked, group-sequential test (`sequential.py`). Or, where that
+   does not call it better, it must be as good and cost less: the simplification rule.
+4. It must not be worse on any slice of the domain, on the frozen anchor set, or than the champions
+   of 1, 4 and 12 weeks ago, as far as the report holds these (`harm.py`).
+
+Fossils of one family (a station-week, a trajectory) resemble each other, so each held-out family
+counts once, by its mean. Measured error rates: benchmarks/results/gate.json.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Protocol
 
+from scf.verification.harm import Harm, find_harm, slices_of
 from scf.verification.report import Loss, Report
+from scf.verification.sequential import (
+    BETTER,
+    SequentialLimits,
+    sequential_test,
+)
+from scf.verification.simplification import MARGIN_SIGMA, judge_simpler
 from scf.verification.student_t import quantile, survival
 
-SCHEMA = "scf.gate/1"
+SCHEMA = "scf.gate/2"
 
 # The t test needs a variance, so two families; it pays for so few with a quantile of 6.3.
 _FAMILIES_MIN_FIRST = 2
@@ -31,9 +46,27 @@ FIRST_MARGIN = 0.02
 # An AUROC this many standard errors below 1/2 means that the energy is upside down.
 _AUROC_SIGMAS = 3.0
 
-
 # gain, standard_error, t, p_value and lower_bound of a comparison that could not be made.
 _NOTHING = (None, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How often the sealed pool was looked at; each look spends an alpha of false promotion.
+
+    Attributes:
+        used: Candidates judged on it before this one, in the last `days` days.
+        budget: How many may be.
+    """
+
+    used: int
+    budget: int
+    days: int
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no look is left."""
+        return self.used >= self.budget
 
 
 class GateLimits(Protocol):
@@ -147,6 +180,7 @@ def decide(
     checkpoint_digest: str,
     plan_id: str,
     has_champion: bool,
+    looks: Looks | None = None,
 ) -> GateDecision:
     """Judge a candidate by its report.
 
@@ -157,20 +191,123 @@ def decide(
         plan_id: Of the plan that the run was given.
         has_champion: Whether a generation stands. Then the report must compare with it: one without
             the comparison never passes as a first generation.
+        looks: How often the sealed pool was looked at (`zoo.looks`); None leaves it uncounted.
     """
     vetoes = _vetoes(report, checkpoint_digest=checkpoint_digest, plan_id=plan_id)
+    if has_champion and looks is not None:
+        vetoes.append(_look_veto(looks))
     comparison = _compare(report, settings, has_champion=has_champion)
     against = [detail for _, ok, detail in vetoes if not ok]
-    if not comparison.is_passed:
-        against.append(comparison.sentence())
-    trace = {
+    trace: dict[str, Any] = {
         "schema": SCHEMA,
-        "promote": not against,
         "vetoes": [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in vetoes],
         "comparison": comparison.to_json(),
+        "looks": looks and {"used": looks.used, "budget": looks.budget, "days": looks.days},
     }
-    reasons = tuple(against) or (comparison.sentence(),)
-    return GateDecision(not against, reasons, trace)
+    reasons = [comparison.sentence()]
+    if not has_champion or comparison.fault is not None:
+        if not comparison.is_passed:
+            against.append(comparison.sentence())
+    else:
+        later = _judge_later(report, settings)
+        against += later.against
+        reasons = [*later.reasons, comparison.sentence()]
+        trace |= later.trace
+    promote = not against
+    return GateDecision(promote, tuple(against or reasons), {**trace, "promote": promote})
+
+
+@dataclass(frozen=True)
+class _Later:
+    """What there is to say about a candidate that can be compared with a champion."""
+
+    against: list[str]
+    reasons: list[str]
+    trace: dict[str, Any]
+
+
+def _judge_later(report: Report, settings: GateLimits) -> _Later:
+    """Superiority or simplification, then harm. The comparison is known to be possible."""
+    assert report.dsm_loss is not None
+    assert report.champion is not None
+    gains = _gains(report.dsm_loss, report.champion)
+    limits = SequentialLimits(alpha=settings.alpha, blocks_min=settings.min_families)
+    test = sequential_test(
+        sealed_order(gains), fossil_sigma=report.champion.paired_sigma, limits=limits
+    )
+    simpler = judge_simpler(
+        list(gains.values()),
+        report.cost,
+        report.champion_cost,
+        sigma=test.sigma,
+        families_min=limits.blocks_min,
+    )
+    against, reasons = [], []
+    if test.decision == BETTER:
+        reasons.append(test.sentence("champion"))
+    elif simpler.is_passed:
+        reasons.append(simpler.sentence())
+    else:
+        against.append(test.sentence("champion"))
+        if simpler.cheaper:
+            against.append(simpler.sentence())
+    margin = MARGIN_SIGMA * test.sigma
+    slices = find_harm(slices_of(gains, report.slices), margin=margin, alpha=settings.alpha)
+    earlier = find_harm(_earlier_gains(report), margin=margin, alpha=settings.alpha)
+    against += [_harm_sentence(harm, "on", margin) for harm in slices if harm.is_harmed]
+    against += [_harm_sentence(harm, "against", margin) for harm in earlier if harm.is_harmed]
+    trace = {
+        "superiority": test.to_json(),
+        "simplification": simpler.to_json(),
+        "margin": margin,
+        "slices": [harm.to_json() for harm in slices],
+        "regression": [harm.to_json() for harm in earlier],
+    }
+    return _Later(against, reasons, trace)
+
+
+def sealed_order(gains: Mapping[str, float]) -> list[float]:
+    """Gains in the order of their families' digests: fixed, and chosen by nobody."""
+
+    def key(family: str) -> str:
+        return hashlib.sha256(family.encode()).hexdigest()
+
+    return [gains[family] for family in sorted(gains, key=key)]
+
+
+def _gains(candidate: Loss, opponent: Loss) -> dict[str, float]:
+    """By family: how much lower the candidate's loss is, where both have one."""
+    shared = set(candidate.by_family) & set(opponent.by_family)
+    return {f: opponent.by_family[f] - candidate.by_family[f] for f in sorted(shared)}
+
+
+def _earlier_gains(report: Report) -> dict[str, list[float]]:
+    """Gains over champions of some weeks ago, and over the champion on the anchor set."""
+    assert report.dsm_loss is not None
+    found = {
+        f"{earlier.name} of {earlier.weeks_ago} weeks ago": list(
+            _gains(report.dsm_loss, earlier.loss).values()
+        )
+        for earlier in report.earlier
+    }
+    if report.anchor is not None:
+        found["the champion on the anchor set"] = list(_gains(*report.anchor).values())
+    return found
+
+
+def _harm_sentence(harm: Harm, word: str, margin: float) -> str:
+    return (
+        f"worse {word} {harm.name}: gain {harm.gain:.4g}, a loss of more than the {margin:.2g} "
+        f"that is allowed (p = {harm.p_worse:.2g} after Holm, {harm.families} families)"
+    )
+
+
+def _look_veto(looks: Looks) -> tuple[str, bool, str]:
+    detail = (
+        f"the sealed pool was looked at {looks.used} times in {looks.days} days, {looks.budget} "
+        "are allowed: fresh held-out families, or time, make room for more"
+    )
+    return "sealed_pool.looks", not looks.is_spent, detail
 
 
 def paired_gain(
@@ -268,6 +405,10 @@ def _vetoes(report: Report, *, checkpoint_digest: str, plan_id: str) -> list[tup
         ),
         ("finite", report.finite, f"energies and scores on held-out fossils are {finite}"),
     ]
+    if report.near_duplicates is not None:
+        found = report.near_duplicates
+        detail = f"{found} held-out fossils lie within 1e-3 (relative L2) of one trained on"
+        vetoes.append(("sealed_pool.near_duplicates", found == 0, detail))
     for name, check in sorted(report.physics.items()):
         sampled = "unmeasured" if check.sampled is None else f"{check.sampled:.4g} {check.unit}"
         limit = "" if check.tolerance is None else f" (tolerance {check.tolerance:.4g})"

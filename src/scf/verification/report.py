@@ -30,11 +30,42 @@ class Loss:
         mean: Over held-out fossils.
         ci95: A 95 % interval for the mean, or None where it was not measured.
         by_family: Mean of each held-out family; empty where only the overall mean is known.
+        paired_sigma: Standard deviation over fossils of this loss minus the candidate's; None where
+            it was not measured.
     """
 
     mean: float
     ci95: tuple[float, float] | None = None
     by_family: Mapping[str, float] = field(default_factory=dict)
+    paired_sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Somebody else on the same fossils and noise: a champion of some weeks ago.
+
+    Attributes:
+        name: Its generation.
+        weeks_ago: When it was the champion.
+        loss: Its held-out loss, by family.
+    """
+
+    name: str
+    weeks_ago: int
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes to run.
+
+    Attributes:
+        num_parameters: Its size.
+        energy_j_per_fossil: Measured electrical work for scoring one fossil; None where unmetered.
+    """
+
+    num_parameters: int | None = None
+    energy_j_per_fossil: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +102,11 @@ class Report:
         auroc: By corruption: chance that a corrupted fossil has a higher energy than a real one.
         files: Names of plots beside the report.
         raw: The whole JSON object, for keeping.
+        slices: Domain slice of each held-out family, where the report names them.
+        earlier: Champions of some weeks ago.
+        anchor: (candidate, champion) on a frozen set of fossils that never changes.
+        cost, champion_cost: What both take to run, where that was measured.
+        near_duplicates: Held-out fossils found within 1e-3 (relative L2) of a training fossil.
     """
 
     checkpoint_digest: str
@@ -87,6 +123,12 @@ class Report:
     seconds: float
     files: tuple[str, ...]
     raw: Mapping[str, Any] = field(repr=False, compare=False)
+    slices: Mapping[str, str] = field(default_factory=dict)
+    earlier: tuple[Earlier, ...] = ()
+    anchor: tuple[Loss, Loss] | None = None
+    cost: Cost = Cost()
+    champion_cost: Cost = Cost()
+    near_duplicates: int | None = None
 
 
 def read_report(path: Path) -> Report:
@@ -130,6 +172,14 @@ def parse_report(value: Any) -> Report:
         seconds=_number(top.get("seconds"), "seconds"),
         files=_file_names(top.get("files")),
         raw=top,
+        slices=_slices(held_out.get("slices", {})),
+        earlier=_earlier(top.get("earlier_champions", [])),
+        anchor=None if top.get("anchor") is None else _anchor(top["anchor"]),
+        cost=_cost(top.get("cost", {}), "cost"),
+        champion_cost=_cost(top.get("champion_cost", {}), "champion_cost"),
+        near_duplicates=(
+            None if top.get("near_duplicates") is None else _near_duplicates(top["near_duplicates"])
+        ),
     )
     if report.dsm_loss and len(report.dsm_loss.by_family) != report.families:
         raise ReportInvalid(
@@ -144,7 +194,7 @@ def _loss(value: Any, where: str) -> Loss:
     if not isinstance(value, Mapping):
         return Loss(_number(value, where))
     families = _mapping(value.get("by_family", {}), f"{where}.by_family")
-    interval = value.get("ci95")
+    interval, sigma = value.get("ci95"), value.get("paired_sigma")
     if interval is not None:
         if not isinstance(interval, list) or len(interval) != 2:
             raise ReportInvalid(f"{where}.ci95 is {interval!r}, expected [low, high]")
@@ -156,7 +206,54 @@ def _loss(value: Any, where: str) -> Loss:
         by_family={
             name: _number(loss, f"{where}.by_family[{name!r}]") for name, loss in families.items()
         },
+        paired_sigma=None if sigma is None else _number(sigma, f"{where}.paired_sigma"),
     )
+
+
+def _slices(value: Any) -> dict[str, str]:
+    """Slice by family, from families by slice."""
+    found: dict[str, str] = {}
+    for name, families in _mapping(value, "held_out.slices").items():
+        if not isinstance(families, list) or not all(isinstance(f, str) for f in families):
+            raise ReportInvalid(f"held_out.slices[{name!r}] is {_short(families)}, expected names")
+        found |= dict.fromkeys(families, name)
+    return found
+
+
+def _earlier(value: Any) -> tuple[Earlier, ...]:
+    if not isinstance(value, list):
+        raise ReportInvalid(f"earlier_champions is {_short(value)}, expected a list")
+    found = []
+    for number, item in enumerate(value):
+        where = f"earlier_champions[{number}]"
+        about = _mapping(item, where)
+        if not isinstance(about.get("generation"), str):
+            raise ReportInvalid(f"{where}.generation is missing")
+        weeks = _count(about.get("weeks_ago"), f"{where}.weeks_ago")
+        found.append(Earlier(about["generation"], weeks, _loss(about.get("dsm_loss"), where)))
+    return tuple(found)
+
+
+def _anchor(value: Any) -> tuple[Loss, Loss]:
+    about = _mapping(value, "anchor")
+    return (
+        _loss(about.get("dsm_loss"), "anchor.dsm_loss"),
+        _loss(about.get("champion_dsm_loss"), "anchor.champion_dsm_loss"),
+    )
+
+
+def _cost(value: Any, where: str) -> Cost:
+    about = _mapping(value, where)
+    size, energy_j = about.get("num_parameters"), about.get("energy_j_per_fossil")
+    return Cost(
+        None if size is None else _count(size, f"{where}.num_parameters"),
+        None if energy_j is None else _number(energy_j, f"{where}.energy_j_per_fossil"),
+    )
+
+
+def _near_duplicates(value: Any) -> int:
+    about = _mapping(value, "near_duplicates")
+    return _count(about.get("found"), "near_duplicates.found")
 
 
 def _physics(value: Any, where: str) -> PhysicsCheck:
