@@ -210,7 +210,6 @@ class Recorder:
         self._digests = bytearray()
         self._refused = array("q")
         self._met = 0  # bytes of `_digests` that the memory was told of
-        self._safe = (0, 0, self._position)
 
     @property
     def known(self) -> Known:
@@ -221,6 +220,8 @@ class Recorder:
         """The next record is a fossil that the vault has, or will have with its next commit."""
         self._digests += digest
         self._position += 1
+        if len(self._digests) - self._met >= _PART_DIGESTS * _DIGEST_BYTES:
+            self._meet()
 
     def refused(self, position: int, kind: str) -> None:
         """The record at `position` was refused; one that was known to be is judged again."""
@@ -230,32 +231,24 @@ class Recorder:
             self._num_refused += 1
             self._position += 1
 
-    def checkpoint(self, *, is_committed: bool) -> None:
-        """Save what the vault has committed since; it covers all up to the last checkpoint."""
+    def checkpoint(self) -> None:
+        """Every record so far is committed, and there may be more."""
+        self._save(Known(self._position, self._num_refused, False))
+
+    def end(self) -> None:
+        """There are no more records; they are still to be committed."""
         self._meet()
-        if is_committed:
-            num_bytes, num_refused, position = self._safe
-            if position > self._resumed or num_bytes:
-                known = Known(position, self._num_refused - len(self._refused) + num_refused, False)
-                self._save(known, num_bytes, num_refused)
-        self._safe = (len(self._digests), len(self._refused), self._position)
 
     def finish(self) -> None:
-        """All of the origin is committed."""
-        self._meet()
-        self._save(self.known, len(self._digests), len(self._refused))
+        """The whole origin is committed."""
+        self._save(self.known)
 
-    def _save(self, known: Known, num_bytes: int, num_refused: int) -> None:
-        self._memory.save(
-            self.key,
-            self._name,
-            known,
-            bytes(self._digests[:num_bytes]),
-            self._refused[:num_refused],
-        )
-        del self._digests[:num_bytes]
-        del self._refused[:num_refused]
-        self._met -= num_bytes
+    def _save(self, known: Known) -> None:
+        self._meet()
+        self._memory.save(self.key, self._name, known, bytes(self._digests), self._refused)
+        self._digests.clear()
+        self._refused = array("q")
+        self._met = 0
 
     def _meet(self) -> None:
         self._memory.meet(_split(bytes(self._digests[self._met :])))

@@ -35,8 +35,6 @@ from scf.vault.quarantine import QuarantineFile, Rejection
 __all__ = ["IngestProgress", "IngestReport", "PrimordialSoupIngestor", "Understood"]
 
 _PROGRESS_EVERY = 256
-# So often it is looked up whether a shard was committed meanwhile.
-_CHECKPOINT_EVERY = 64
 # Files from this size on are asked how many records they hold, to tell how far the reading is.
 _DESCRIBED_FROM_BYTES = 2**25
 
@@ -290,15 +288,16 @@ class _Session:
                     report.duplicates += not is_new
                     if recorder is not None:
                         recorder.stored(digest)
-                if report.read % _CHECKPOINT_EVERY == 0:
-                    self._checkpoint(recorder)
+                        if is_new:
+                            self._remember_committed(recorder)
                 if report.read % _PROGRESS_EVERY == 0:
                     self._tell(origin.name, done, here_bytes=far(position, record))
         if file is not None and file.count:
             report.quarantine.append(f"quarantine/{file.name}")
+        if recorder is not None:
+            recorder.end()
         if recorder is not None and is_whole:
             recorder.quarantine = file.name if file is not None and file.count else None
-            self._checkpoint(recorder)
             self._finished.append(recorder)
             self._met[recorder.key] = recorder.known
 
@@ -335,19 +334,16 @@ class _Session:
         if self._memory is not None and not self._dry_run:
             self._memory.forget(key)
 
-    def _checkpoint(self, recorder: Recorder | None) -> None:
-        """Remember what the vault has committed since the last checkpoint."""
-        if self._memory is None:
-            return
+    def _remember_committed(self, recorder: Recorder) -> None:
+        """Note what is committed, where adding the last fossil has filled a shard."""
         journal_bytes = self._ingestor.vault.journal_size()
-        is_committed = journal_bytes != self._journal_bytes and not self._dry_run
+        if self._dry_run or journal_bytes == self._journal_bytes:
+            return
         self._journal_bytes = journal_bytes
-        if is_committed:
-            for finished in self._finished:
-                finished.finish()
-            self._finished.clear()
-        if recorder is not None:
-            recorder.checkpoint(is_committed=is_committed)
+        for finished in self._finished:
+            finished.finish()
+        self._finished.clear()
+        recorder.checkpoint()
 
     def _take(
         self, record: Record, origin: Origin, reader: Reader | None

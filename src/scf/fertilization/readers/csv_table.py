@@ -16,6 +16,7 @@ import numpy as np
 from scf.core.clock import parse_utc
 from scf.core.errors import InputError
 from scf.fertilization.readers.base import Draft, Origin, Record
+from scf.fertilization.readers.describe import Description, FieldSummary
 from scf.storage.ndjson import LINE_MAX_BYTES, Line, read_lines
 from scf.vault.quarantine import Rejection
 
@@ -52,6 +53,22 @@ class CsvReader:
                 yield table.draft(line, index, source=f"file {origin.name}")
             except InputError as error:
                 yield Rejection("row", str(error), line.number, line.offset, index, line.data)
+
+    def describe(self, path: Path) -> Description:
+        """What the header says."""
+        header = next(_lines(path, LINE_MAX_BYTES), None)
+        if header is None:
+            raise InputError(f"{path}: the table is empty")
+        table = _read_header(header)
+        notes = (["a column of times"] if table.times else []) + (
+            ["a column of families"] if table.families else []
+        )
+        return Description(
+            f"a table of {table.width} columns, separated by {table.separator!r}",
+            None,
+            tuple(FieldSummary(name, "float64", (), unit) for name, unit in table.numbers.values()),
+            notes=tuple(notes),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from numpy.lib import format as npy
 
 from scf.core.errors import InputError
 from scf.fertilization.readers.base import Origin, Record
-from scf.fertilization.readers.columns import drafts, layout_of, rows_of, scalar_value
+from scf.fertilization.readers.columns import Layout, drafts, layout_of, rows_of, scalar_value
+from scf.fertilization.readers.describe import Description, FieldSummary
 from scf.vault.fields import Array
 
 
@@ -25,24 +26,32 @@ class NpzReader:
         return path.name.endswith(".npz") and head.startswith(b"PK")
 
     def read(self, origin: Origin) -> Iterator[Record]:
-        try:
-            with contextlib.ExitStack() as stack:
-                archive = stack.enter_context(zipfile.ZipFile(origin.path))
-                members = [_open(stack, archive, info) for info in archive.infolist()]
-                scalars = {
-                    member.name: scalar_value(member.name, member.whole())
-                    for member in members
-                    if not member.shape
-                }
-                columns = [member for member in members if member.shape]
-                layout = layout_of({m.name: m.shape for m in columns}, scalars)
-                rows = (
-                    {member.name: row for member, row in zip(columns, parts, strict=True)}
-                    for parts in zip(*(m.rows() for m in columns), strict=True)
-                )
-                yield from drafts(layout, rows, source=f"file {origin.name}")
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise InputError(f"{origin.path}: cannot be read further: {error}") from error
+        with _opened(origin.path) as (columns, layout):
+            rows = (
+                {member.name: row for member, row in zip(columns, parts, strict=True)}
+                for parts in zip(*(m.rows() for m in columns), strict=True)
+            )
+            yield from drafts(layout, rows, source=f"file {origin.name}")
+
+    def describe(self, path: Path) -> Description:
+        """What `read` would yield, from the headers of the arrays."""
+        with _opened(path) as (columns, layout):
+            by_name = {member.name: member for member in columns}
+            return Description(
+                "NumPy arrays that share their leading axis",
+                layout.num_records,
+                tuple(
+                    FieldSummary(
+                        name,
+                        by_name[name].dtype.name,
+                        by_name[name].shape[1:],
+                        layout.units.get(name, ""),
+                    )
+                    for name in layout.columns
+                ),
+                params=layout.params,
+                notes=("an array of families",) if layout.has_families else (),
+            )
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,24 @@ class _Member:
         for _ in range(self.shape[0]):
             data = _read_exactly(self.stream, row_bytes, self.name)
             yield np.frombuffer(data, self.dtype).reshape(shape)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[_Member], Layout]]:
+    """The arrays of an archive that have a record axis, and what they mean."""
+    try:
+        with contextlib.ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            members = [_open(stack, archive, info) for info in archive.infolist()]
+            scalars = {
+                member.name: scalar_value(member.name, member.whole())
+                for member in members
+                if not member.shape
+            }
+            columns = [member for member in members if member.shape]
+            yield columns, layout_of({m.name: m.shape for m in columns}, scalars)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f"{path}: cannot be read further: {error}") from error
 
 
 def _open(stack: contextlib.ExitStack, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

@@ -26,6 +26,7 @@ import numpy as np
 
 from scf.core.errors import InputError, MissingTool
 from scf.fertilization.readers.base import Draft, Origin, Record
+from scf.fertilization.readers.describe import Description, FieldSummary
 from scf.vault.fields import Array
 from scf.vault.quarantine import Rejection
 
@@ -120,6 +121,10 @@ class Tmy3Reader:
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"{origin.path}: not a TMY3 file: {error!r}") from error
 
+    def describe(self, path: Path) -> Description:
+        """What `read` would yield, by the number of lines."""
+        return _description("TMY3", path, header_lines=2)
+
 
 class Tmy2Reader:
     """TMY2 as published by NREL (fixed columns, one header line)."""
@@ -147,6 +152,10 @@ class Tmy2Reader:
             yield from _days(self.name, station, table, table.index, _TMY2_CHANNELS, first_line=2)
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"{origin.path}: not a TMY2 file: {error!r}") from error
+
+    def describe(self, path: Path) -> Description:
+        """What `read` would yield, by the number of lines."""
+        return _description("TMY2", path, header_lines=1)
 
 
 def demo_files() -> list[Path]:
@@ -235,6 +244,24 @@ def _days(
             licence=LICENCE,
             line=line,
         )
+
+
+def _description(kind: str, path: Path, *, header_lines: int) -> Description:
+    try:
+        with path.open("rb") as file:
+            num_hours = sum(1 for line in file if line.strip()) - header_lines
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    num_days = max(0, num_hours) // HOURS
+    return Description(
+        f"{kind}, a record a local day",
+        num_days,
+        tuple(
+            FieldSummary(name, "float32", (HOURS,), unit, is_given=name == "cos_zenith")
+            for name, unit in UNITS.items()
+        ),
+        num_families=-(-num_days // 7),
+    )
 
 
 def _tmy3_hour_begins(table: Any) -> Any:
