@@ -87,9 +87,7 @@ def grain_array_record(folder: Path):
         .map(lambda data: np.frombuffer(data, "<f4").reshape(64, 64))
         .batch(B)
     )
-    return lambda: iter(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64))
-    )
+    return lambda: iter(dataset.to_iter_dataset())
 
 
 def mosaicml_streaming(folder: Path):
