@@ -202,3 +202,33 @@ def test_the_scripts_help_would_do_for_a_stranger(place: SmallFoundry) -> None:
 
     for word in ("--week", "Monday", "--dry-run", "Exit codes", "crontab", "--home", "--root"):
         assert word in shown
+
+
+def test_release_show_diff_and_deep(place: SmallFoundry, scf: Shell) -> None:
+    """Two weeks, the second without a promotion: shown, compared, walked down to the fossils."""
+    scf("release", "make", "--week", "2026-11-16")
+    assert "no promotion" in scf("release", "make", "--week", "2026-11-23")
+
+    shown = scf.json("release", "show", "latest")
+    assert (shown["name"], shown["kind"]) == ("week-2026-11-23", "no_promotion")
+    assert "weights     in week-2026-11-16" in scf("release", "show", "2026-11-23")
+    found = scf.json("release", "diff", "2026-11-16", "2026-11-23")
+    assert found["fossils"] == {"in": 0, "out": 0, "kept": 40}
+    assert "40 kept" in scf("release", "diff", "2026-11-16", "2026-11-23")
+    scf("release", "show", "2020-01-06", code=2)
+
+    folder = str(place.root / "release_history" / "week-2026-11-23")
+    deep = scf.json("release", "verify", folder, "--deep")
+    assert deep["ok"]
+    assert deep["digests"] > 80
+    assert "VERIFIED, down to the fossils" in scf("release", "verify", folder, "--deep")
+    shard = next((place.root / "fossil_vault" / "shards").glob("*/*.ndjson"))
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes().replace(b"tests", b"tesTs", 1))
+    assert "NOT VERIFIED" in scf("release", "verify", folder, "--deep", code=5)
+
+
+def test_the_cap_of_a_release_can_be_set(place: SmallFoundry, scf: Shell) -> None:
+    scf("release", "make", "--size-max", "5 kB", code=6)
+    assert "--size-max" in scf.err
+    scf("release", "make", "--size-max", "50 MB")

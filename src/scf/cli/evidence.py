@@ -286,23 +286,95 @@ def release_list(context: Context, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The foundry's public key in PEM (default: the one in the release, said as unpinned).",
 )
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Walk on over the drive: model, run, audit log, plan, shards, every fossil's CID.",
+)
 @json_option
 @common_options
-def release_verify(context: Context, folder: Path, key_file: Path | None, as_json: bool) -> int:
+def release_verify(
+    context: Context, folder: Path, key_file: Path | None, deep: bool, as_json: bool
+) -> int:
     """Check a release: every byte, signature and root. Needs that folder and nothing else.
 
     It is the same program as verify_release.py inside the release. Exit code 5 if anything does not
-    fit; the file is named.
+    fit; the file is named. With --deep it goes on from the release to the fossils and recomputes
+    every digest that the drive holds; what is not there is said to be absent.
     """
     from scf.release.verify_release import verify_release
 
-    del context  # no home, no drive: a stranger's check
+    if deep:
+        return _verify_deep(context, folder, key_file, as_json=as_json)
+    # No home, no drive: a stranger's check.
     result = verify_release(folder, key_file.read_bytes() if key_file else None)
     if as_json:
         emit({"schema_version": 1, **result.to_json()})
     else:
         click.echo(result.text(), nl=False)
     return 0 if result.ok else VERIFICATION_FAILED
+
+
+@release.command("show")
+@click.argument("name", metavar="WEEK")
+@json_option
+@common_options
+def release_show(context: Context, name: str, as_json: bool) -> None:
+    """Show a release: `week-2026-11-16`, `2026-11-16` or `latest`. Its notes are NOTES.md there."""
+    from scf.release.compare import find_release, show
+
+    shown = show(find_release(context.drive.folder("release_history"), name))
+    if as_json:
+        emit({"schema_version": 1, **shown})
+        return
+    generation, plan = shown["generation"], shown["plan"]
+    carried, previous = shown["carried_by"], shown["previous"]
+    rows = [
+        ("kind", str(shown["kind"]).replace("_", " ")),
+        ("made", shown["made_at"]),
+        ("model", f"{generation['name']}, by {generation['run']}"),
+        ("weights", f"in {carried['name']}" if carried else "here"),
+        ("trained on", f"{plan['fossils']:,} fossils, Merkle root {plan['merkle_root']}"),
+        *(("loss", f"{value:.4g}  {what}") for what, value in shown["losses"].items()),
+        *(("gate", reason) for reason in shown["gate"]["reasons"] or []),
+        ("follows", previous["name"] if previous else "nothing: this is the first"),
+        ("files", f"{shown['num_files']}, {format_bytes(shown['size_bytes'])}"),
+        ("digest", shown["release_sha256"]),
+        ("lies at", shown["path"]),
+    ]
+    click.echo(shown["name"])
+    for what, value in rows:
+        click.echo(f"  {what:11} {value}")
+
+
+@release.command("diff")
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@json_option
+@common_options
+def release_diff(context: Context, before: str, after: str, as_json: bool) -> None:
+    """Show what changed from A to B: model, numbers, fossils, software, settings."""
+    from scf.release.compare import diff, find_release
+
+    releases = context.drive.folder("release_history")
+    found = diff(find_release(releases, before), find_release(releases, after))
+    if as_json:
+        emit({"schema_version": 1, **found})
+        return
+    click.echo(f"{found['before']} -> {found['after']}")
+    for section, changes in found["changes"].items():
+        click.echo(f"  {section}" + ("" if changes else ": the same"))
+        for change in changes:
+            click.echo(
+                f"    {change['what']:32} {_shown(change['before'])} -> {_shown(change['after'])}"
+            )
+    fossils = found["fossils"]
+    if fossils["in"] is None:
+        click.echo("  fossils: a list of them is not on this drive")
+    else:
+        click.echo(
+            f"  fossils: {fossils['in']:,} in, {fossils['out']:,} out, {fossils['kept']:,} kept"
+        )
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -356,6 +428,38 @@ def _key(context: Context, key_file: Path | None) -> PublicKey:
     if key_file is not None:
         return PublicKey.from_pem(key_file.read_bytes())
     return public_keys(context.key_folder)["foundry"]
+
+
+def _verify_deep(context: Context, folder: Path, key_file: Path | None, *, as_json: bool) -> int:
+    """Walk from the release to the fossils; hops are told as they are done."""
+    from scf.release.deep import ABSENT, DIFFERS, walk
+    from scf.signing.keys import public_keys
+
+    trusted = {**public_keys(context.key_folder), "foundry": _key(context, key_file)}
+    hops = []
+    for hop in walk(folder.resolve(), context.drive.root, trusted):
+        hops.append(hop)
+        if not as_json:
+            click.echo(f"{hop.result:8} {hop.hop:8} {hop.subject}: {hop.detail}")
+    ok = bool(hops) and not any(hop.result == DIFFERS for hop in hops)
+    digests, absent = sum(hop.digests for hop in hops), sum(hop.result == ABSENT for hop in hops)
+    if as_json:
+        emit(
+            {"schema_version": 1, "ok": ok, "digests": digests, "hops": [h.to_json() for h in hops]}
+        )
+    else:
+        verdict = "VERIFIED, down to the fossils" if ok else "NOT VERIFIED"
+        click.echo(
+            f"{folder.name}: {verdict}; {digests:,} digests recomputed, {absent} hops absent"
+        )
+    return 0 if ok else VERIFICATION_FAILED
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."
 
 
 def _settings(context: Context) -> dict[str, Any]:

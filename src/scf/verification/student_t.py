@@ -5,6 +5,7 @@ continued fraction (DLMF 8.17.22) with Lentz's method. Agreement with scipy is t
 to 5,000 degrees of freedom, to 1e-8 at a million (where the log-gamma functions lose digits).
 """
 
+import functools
 import math
 
 _TINY = 1e-300
@@ -23,6 +24,7 @@ def survival(t: float, degrees: float) -> float:
     return tail if t >= 0 else 1.0 - tail
 
 
+@functools.lru_cache(maxsize=4096)
 def quantile(probability: float, degrees: float) -> float:
     """The t with P(T <= t) = `probability`, to full precision, by bisection."""
     if not 0 < probability < 1:
