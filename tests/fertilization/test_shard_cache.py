@@ -318,3 +318,25 @@ def test_a_plan_is_cached_on_its_drive_and_still_holds_the_vault_to_its_word(
     path.unlink()
     with pytest.raises(ShardDamaged):
         FossilBatcher(plan, **options)
+
+
+def test_a_drive_that_cannot_take_a_cache_is_streamed_from(
+    foundry: FoundryPlaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_vault(foundry) as vault:
+        ingest(vault, write_fossils(tmp_path / "in.ndjson", range(150)))
+        plan = make_plan(vault, seed=1)
+    makes = Path.mkdir
+
+    def mkdir(path: Path, *args: object, **options: object) -> None:
+        if path.name == "shards" and path.parent.name == "system_cache":
+            raise PermissionError(13, "Permission denied")
+        makes(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    batcher = FossilBatcher(
+        plan, batch_size=8, as_numpy=True, split="all", vault_root=foundry.root / "fossil_vault"
+    )
+
+    assert sum(len(m["_cid"]) for m in batcher.stream_minibatches()) == 150
+    assert not (foundry.root / "system_cache" / "shards").exists()

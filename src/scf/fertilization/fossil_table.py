@@ -89,8 +89,8 @@ class FossilTable:
         self._memory_left = memory_bytes
         self.refusals = Refusals()
         opened: list[_File] = []
+        keep = {cache.path_of(file) for file in files} if cache is not None else set()
         for source in files:
-            keep = [cache.path_of(file) for file in files] if cache is not None else []
             rows = cache.open(source, keep=keep) if cache is not None else None
             opened.append(_File(source, rows) if rows is not None else self._index(source))
             if rows is not None:

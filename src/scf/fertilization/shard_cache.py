@@ -64,9 +64,9 @@ class ShardCache:
         try:
             drive = Drive.open(root)
             folder = drive.folder("system_cache", "shards")
-        except (DriveMissing, OSError):
+        except DriveMissing:
             raise
-        except DriveError:  # a read-only drive: stream
+        except (DriveError, BudgetExceeded, PermissionError):  # read-only or full: stream
             return None
         return cls(folder, budget_bytes=int(drive.budgets_bytes["system_cache"] * _SHARE))
 

@@ -340,7 +340,7 @@ def loader_for(
     direct: DirectLoader | None = None
     if is_cached and row_bytes >= DIRECT_ROW_BYTES and verify != ALWAYS:
         direct = DirectLoader(table, verify, window_records * row_bytes)
-    if verify != ALWAYS:
+    if verify != ALWAYS and len(table) * row_bytes <= memory_bytes:
         groups = table.selected_groups()
         if len(groups) * GROUP_ROWS * (row_bytes + HEAD.itemsize) <= memory_bytes:
             return HotLoader(table, verify, groups, direct)
