@@ -145,7 +145,7 @@ def test_a_damaged_database_is_refused(tmp_path: Path, clock: ManualClock) -> No
     """Never replaced by an empty one."""
     (tmp_path / "runs.db").write_bytes(b"this is not a database at all" * 100)
 
-    with pytest.raises(OperatorError, match="cannot be used"):
+    with pytest.raises(OperatorError, match="the state database is damaged"):
         RunStore.open(tmp_path, clock)
 
 

@@ -63,6 +63,32 @@ def daemon_plan(context: Context, as_json: bool) -> None:
         click.echo(f"{mark} {intention.what:8} {intention.subject}: {intention.why}")
 
 
+@daemon.command("rebuild-state")
+@json_option
+@common_options
+def daemon_rebuild_state(context: Context, as_json: bool) -> None:
+    """Make runs.db again from the audit log, the zoo and the job bundles.
+
+    For a database that is damaged or lost. The old file is set aside. What only the database knew
+    is gone: which dropped files were ingested (they are read again, and known by their CIDs), and
+    how often a run was tried.
+    """
+    from scf.daemon.rebuild import rebuild_state
+
+    found = rebuild_state(context.config, SystemClock())
+    if as_json:
+        emit({"schema_version": 1, **found.to_json()})
+        return
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(found.runs.items())) or "none"
+    click.echo(f"runs {counts}; {found.transitions} transitions, {found.attempts} attempts")
+    for run_id in found.without_plan:
+        click.echo(f"{run_id}: its plan was not found; `scf run show` cannot list its fossils")
+    for run_id in found.left_out:
+        click.echo(f"{run_id}: its plan was not found; it is planned again")
+    if found.set_aside:
+        talk(f"The old database is {found.set_aside}.")
+
+
 @click.command()
 @click.argument(
     "name", type=click.Choice((*GEAR_FLOORS_S, AUTO_GEAR), case_sensitive=False), metavar="GEAR"

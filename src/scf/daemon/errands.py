@@ -49,6 +49,7 @@ class Errands:
     lock: EmergencyLock
     log: Any
     talk: Callable[[str], None]
+    still_alive: Callable[[], None] = lambda: None
     full: BudgetExceeded | None = None
     _clean_at: float = 0.0
     _tries: dict[str, int] = field(default_factory=dict)
@@ -211,6 +212,7 @@ class Errands:
         def on_progress(read: int) -> None:
             nonlocal tell_at
             self.lock.require_clear(f"the rest of {dropped.name}")
+            self.still_alive()
             if clock.monotonic() >= tell_at:
                 tell_at = clock.monotonic() + INGEST_TELLS_EVERY_S
                 self.talk(f"{dropped.name}: {read} records so far")

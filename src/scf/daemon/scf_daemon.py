@@ -2,11 +2,8 @@
 
     python -m scf.daemon.scf_daemon [--home DIR] [--root DRIVE] [--once | --until-idle]
 
-`Conductor.tick` does a bounded amount of work and returns; the loop outside calls it at the pace of
-the gear. Each tick: read the operator's commands, look at the emergency lock and at the drive, see
-what changed (Pulse), plan (Orient), and take each run one stage further (`pipeline`). Restart after
-a crash is a tick like any other: what was to be done is in `runs.db`, and every stage can be done
-twice.
+`Conductor.tick` does a bounded amount of work and returns; the loop here calls it at the pace of
+the gear, tells a service manager that it lives, and hears signals.
 """
 
 import argparse
@@ -14,308 +11,27 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from scf.config import FoundryConfig, find_home, load_config
-from scf.control.control_file import CONTROL_NAME, GEAR_FLOORS_S
-from scf.control.emergency_lock import LOCK_NAME as LOCK_FILE_NAME
-from scf.control.emergency_lock import EmergencyLock
+from scf.control.control_file import GEAR_FLOORS_S
 from scf.core.clock import Clock, SystemClock
-from scf.core.errors import (
-    BudgetExceeded,
-    DoorError,
-    DriveError,
-    EmergencyLocked,
-    OperatorError,
-    ScfError,
-)
-from scf.daemon.advance import advance, is_due
-from scf.daemon.commands import CANCELS, ROOM_PENDING, Operator
-from scf.daemon.errands import Errands
-from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
-from scf.daemon.logbook import Logbook
-from scf.daemon.pipeline import RECORDING, Bench
-from scf.daemon.pulse import Pulse
-from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
-from scf.daemon.survey import Survey
-from scf.daemon.waker import open_waker
-from scf.dispatch.bundle import Bundle
-from scf.dispatch.dispatcher import Dispatcher
-from scf.dispatch.job import JobPhase
-from scf.runs.state import ACTIVE
-from scf.runs.store import RunStore
+from scf.core.errors import OperatorError, ScfError
+from scf.daemon.commands import Operator
+from scf.daemon.conductor import START_WAIT_S, Conductor, Tick
+from scf.daemon.heartbeat import LOCK_NAME
+from scf.daemon.notify import Manager
+from scf.daemon.rooms import OpenDoor, open_local_door
 from scf.storage.instance_lock import instance_lock
-from scf.storage.ndjson import is_shard_name
-from scf.storage.partitions import Drive, Folder
-from scf.vault.journal import JOURNAL
 
-# A tick takes at most so many runs one stage further.
-RUNS_PER_TICK_MAX = 16
 # The emergency lock is looked at this often while the loop sleeps, whatever the gear.
 LOCK_LOOK_S = 0.1
 # Somebody sits and waits for `--until-idle`, so its pace is at least this.
 HASTY_FLOOR_S = 0.1
 # After a stop, jobs may save their state for so long; then the daemon leaves, and they go on.
 STOP_WAIT_S = 45.0
-# Another process may look at our lock for an instant (`scf status`).
-START_WAIT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What a tick came to.
-
-    Attributes:
-        state: What the conductor is at.
-        did: Whether something was done; then there may be more to do at once.
-        is_idle: Nothing is left to do, and nothing is waited for.
-        trouble: Why it cannot work, where it cannot.
-    """
-
-    state: DaemonState
-    did: bool = False
-    is_idle: bool = False
-    trouble: ScfError | None = None
-
-
-class Conductor:
-    """Takes runs through their stages, one bounded tick at a time.
-
-    Args:
-        config: All settings.
-        clock: Time.
-        open_door: How to open the door for jobs on a drive.
-        talk: Gets lines for people.
-        is_hasty: Somebody waits for the end: plan without letting the vault settle.
-    """
-
-    def __init__(
-        self,
-        config: FoundryConfig,
-        *,
-        clock: Clock,
-        open_door: OpenDoor = open_local_door,
-        talk: Callable[[str], None] = lambda _: None,
-        is_hasty: bool = False,
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._open_door = open_door
-        self._talk = talk
-        self._is_hasty = is_hasty
-        self._logbook = Logbook(config.home)
-        self._log = self._logbook.log
-        self.lock = EmergencyLock(config.home)
-        self.store = RunStore.open(config.home, clock)
-        self.operator = Operator(
-            config.home,
-            self.store,
-            clock,
-            default_gear=config.daemon.gear,
-            log=self._log,
-            talk=talk,
-        )
-        self._heartbeat = Heartbeat(config.home, clock)
-        self._teller = Teller(talk, clock)
-        self._rooms: Rooms | None = None
-        self._errands: Errands | None = None
-        self._holding = ExitStack()
-        self._is_stop_passed_on = False
-        self._told_of = ""
-        self._full: BudgetExceeded | None = None
-        self._num_due = 0
-        self.waker = open_waker(clock, is_real_time=isinstance(clock, SystemClock))
-        self.waker.watch(config.home, {CONTROL_NAME, LOCK_FILE_NAME}.__contains__)
-
-    def open(self) -> None:
-        """Open the drive's rooms now: a wrong root or a second daemon is noticed at once."""
-        if self._rooms is not None:
-            return
-        with ExitStack() as holding:
-            # Two homes must not work on one drive either. The folder is found through the drive, so
-            # that no lock file is made where the drive is not.
-            cache = own_drive(self._config).folder("system_cache")
-            holder = f"scf daemon of home {self._config.home}"
-            holding.enter_context(
-                instance_lock(cache.path / LOCK_NAME, holder=holder, wait_s=START_WAIT_S)
-            )
-            rooms = Rooms.open(self._config, self._clock, self._open_door)
-            self._holding = holding.pop_all()
-        settings = self._config.daemon
-        bench = Bench(rooms, self.store, settings.max_attempts)
-        self.waker.watch(rooms.vault_folder, lambda name: name == JOURNAL or is_shard_name(name))
-        pulse = Pulse(rooms.vault_folder, self.store, self._clock, settle_s=settings.settle_s)
-        self._rooms = rooms
-        survey = Survey(rooms.drive, self._clock)
-        self._errands = Errands(bench, pulse, survey, self.lock, self._log, self._talk)
-
-    def close(self) -> None:
-        """Let go of everything. Running jobs go on, and are found again."""
-        self._drop_rooms()
-        self.waker.close()
-        self._heartbeat.show(DaemonState.STOPPED)
-        self.store.close()
-        self._logbook.close()
-
-    def tick(self) -> Tick:
-        """Do a bounded amount of what is to be done now."""
-        try:
-            self.operator.obey()
-            tick = self._work()
-        except EmergencyLocked as locked:
-            self._end_jobs(at_once=True)
-            tick = Tick(DaemonState.EMERGENCY_LOCKED, trouble=locked)
-        except DriveError as missing:
-            self._end_jobs(at_once=True)
-            self._drop_rooms()
-            tick = Tick(DaemonState.DRIVE_MISSING, trouble=missing)
-        except BudgetExceeded as full:
-            tick = Tick(DaemonState.DISK_FULL, trouble=full)
-        self._show(tick)
-        return tick
-
-    def hint(self) -> None:
-        """Something may have happened on the drive."""
-        if self._errands is not None:
-            self._errands.pulse.hint()
-
-    def has_running_jobs(self) -> bool:
-        """Whether a job that we started is running."""
-        door = self._any_door()
-        for attempt in self.store.open_attempts():
-            with suppress(DoorError):
-                if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
-                    return True
-        return False
-
-    def raise_given_up(self) -> None:
-        """Raise OperatorError when something failed so often that nobody should wait for it."""
-        tries_max = self._config.daemon.max_attempts
-        names = self._errands.given_up(tries_max=tries_max) if self._errands is not None else []
-        if names:
-            raise OperatorError(
-                f"not done after {tries_max} tries: {', '.join(names)}",
-                remedy=f"The reason is in {self._config.home / 'logs'}.",
-            )
-
-    def _work(self) -> Tick:
-        self.lock.require_clear("the conductor's work")
-        if self._rooms is None:
-            self.open()
-        assert self._rooms is not None
-        assert self._errands is not None
-        self._rooms.drive.check()
-        self._give_room(self._rooms.drive)
-        if self.operator.stopping is not None:
-            return self._stop()
-        if self.operator.is_paused:
-            did = self._advance_runs(only_recording=True)
-            # Paused is as far as it gets: whoever waits for the end does not wait for `resume`.
-            return Tick(DaemonState.PAUSED, did, is_idle=not did and not self.has_running_jobs())
-        signs = self._errands.pulse.look(is_hasty=self._is_hasty)
-        settings = self._config.daemon
-        did = self._errands.run_all(
-            signs, min_fresh=settings.min_fresh_fossils, auto_release=settings.auto_release
-        )
-        did |= self._advance_runs(only_recording=False)
-        full = self._full or self._errands.full
-        if full is not None:
-            raise full
-        tries_max = settings.max_attempts
-        is_plan_due = (
-            signs.fresh_fossils >= settings.min_fresh_fossils or self._errands.is_asked_to_run
-        ) and "plan" not in self._errands.given_up(tries_max=tries_max)
-        self.operator.feel(len(signs.dropped) + signs.unsettled + is_plan_due + self._num_due)
-        is_idle = not (
-            did
-            or is_plan_due
-            or self._errands.pending(signs, tries_max=tries_max)
-            or self._errands.waiting(tries_max=tries_max)
-            or self.store.runs(ACTIVE)
-        )
-        return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)
-
-    def _give_room(self, drive: Drive) -> None:
-        """Write the budgets that the operator has set to the drive that they are about."""
-        pending = self.store.get(ROOM_PENDING)
-        if pending:
-            drive.set_budgets({name: int(size) for name, size in pending.items()})
-            self.store.set(ROOM_PENDING, {})
-
-    def _advance_runs(self, *, only_recording: bool) -> bool:
-        assert self._errands is not None
-        did = False
-        self._full = None
-        states = RECORDING if only_recording else ACTIVE
-        now = self._clock.now()
-        cancels = self.store.get(CANCELS, {})
-        due = [
-            run
-            for run in self.store.runs(ACTIVE if cancels else states)
-            if run.run_id in cancels or (run.state in states and is_due(run, now))
-        ]
-        self._num_due = len(due)
-        for run in due[:RUNS_PER_TICK_MAX]:
-            self.lock.require_clear(f"the next stage of {run.run_id}")
-            progress = advance(run, self._errands.bench, log=self._log, talk=self._talk)
-            did |= progress.moved
-            self._full = self._full or progress.full
-            if progress.attempt_id is not None:
-                self._tell_progress(progress.attempt_id, progress.waiting or "")
-        return did
-
-    def _stop(self) -> Tick:
-        """Start nothing more; let jobs end (drain), or ask them to save and end (now)."""
-        did = self._advance_runs(only_recording=True)
-        if self.operator.stopping == "now" and not self._is_stop_passed_on:
-            self._is_stop_passed_on = True
-            self._end_jobs(at_once=False)
-        return Tick(DaemonState.STOPPING, did, is_idle=not did and not self.has_running_jobs())
-
-    def _end_jobs(self, *, at_once: bool) -> None:
-        door = self._any_door()
-        for attempt in self.store.open_attempts():
-            with suppress(DoorError):
-                if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
-                    door.cancel(attempt.attempt_id, at_once=at_once)
-                    self._log.warning(
-                        "job.cancelled", run=attempt.run_id, attempt=attempt.attempt_id
-                    )
-                    self._talk(f"{attempt.attempt_id}: told to end")
-
-    def _any_door(self) -> Dispatcher:
-        """The door, with or without the drive: a job can be found and ended when it has gone."""
-        if self._rooms is not None:
-            return self._rooms.door
-        jobs = Folder(self._config.need_root() / "system_cache" / "jobs")
-        return self._open_door(jobs, self._config.home)
-
-    def _drop_rooms(self) -> None:
-        self._holding.close()
-        self._rooms = self._errands = None
-
-    def _tell_progress(self, attempt_id: str, doing: str) -> None:
-        assert self._rooms is not None
-        if attempt_id != self._told_of:
-            self._told_of = attempt_id
-            self._talk(f"{attempt_id}: {doing}")
-        note = Bundle(self._rooms.jobs.path / attempt_id).last_progress()
-        self._teller.tell(attempt_id, note)
-
-    def _show(self, tick: Tick) -> None:
-        trouble = str(tick.trouble) if tick.trouble is not None else None
-        about = {
-            "gear": self.operator.gear,
-            "gear_is_auto": self.operator.is_auto,
-            "trouble": trouble,
-        }
-        if self._heartbeat.show(tick.state, **about):
-            self._log.info("daemon.state", state=str(tick.state), trouble=trouble)
-            if tick.trouble is not None:
-                self._talk(f"{tick.state}: {tick.trouble}")
 
 
 def run_daemon(
@@ -359,18 +75,28 @@ def run_daemon(
             if not conductor.lock.is_set:
                 conductor.open()
             talk(f"conductor of {config.home} on {config.need_root()}")
-            _loop(conductor, clock, once=once, until_idle=until_idle, gear=gear)
+            manager = Manager.of(os.environ)
+            _loop(conductor, clock, manager, once=once, until_idle=until_idle, gear=gear)
+            manager.say("STOPPING=1")
         if signal.SIGINT in caught:
             raise KeyboardInterrupt
     return 0
 
 
 def _loop(
-    conductor: Conductor, clock: Clock, *, once: bool, until_idle: bool, gear: str | None
+    conductor: Conductor,
+    clock: Clock,
+    manager: Manager,
+    *,
+    once: bool,
+    until_idle: bool,
+    gear: str | None,
 ) -> None:
     stop_by: float | None = None
+    conductor.still_alive = manager.alive
     while True:
         tick = conductor.tick()
+        manager.ready(f"{tick.state}: {tick.trouble}" if tick.trouble else str(tick.state))
         if (once or until_idle) and tick.trouble is not None:
             raise tick.trouble
         if once:
@@ -480,6 +206,9 @@ def _parser() -> argparse.ArgumentParser:
         help="polling floor for this run, in place of the operator's",
     )
     return parser
+
+
+__all__ = ["Conductor", "Tick", "main", "run_daemon"]
 
 
 if __name__ == "__main__":

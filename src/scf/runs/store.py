@@ -19,7 +19,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, utc_text
-from scf.core.errors import BudgetExceeded, UsageError
+from scf.core.errors import BudgetExceeded, OperatorError, UsageError
 from scf.core.identity import sha256_hex
 from scf.runs.record import (
     Attempt,
@@ -41,7 +41,7 @@ from scf.storage.failpoint import failpoint
 
 DATABASE_NAME = "runs.db"
 
-_MIGRATIONS = (
+MIGRATIONS = (
     """
     CREATE TABLE runs (
         run_id TEXT PRIMARY KEY,
@@ -104,6 +104,17 @@ _MIGRATIONS = (
 )
 
 
+class StateDamaged(OperatorError):
+    """`runs.db` is not as it must be. What it held can be put back from the drive."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"{path}: the state database is damaged: {what}; nothing is done with it",
+            remedy="Run `scf daemon rebuild-state`: it sets the file aside and makes it again from "
+            "the audit log, the zoo and the job bundles. A backup does as well: `scf restore`.",
+        )
+
+
 def run_id_of(intent: Mapping[str, Any]) -> str:
     """The name of the run that an intent is: the same intent is the same run."""
     return f"run-{sha256_hex(canonical_json(dict(intent)))[:12]}"
@@ -121,14 +132,30 @@ class RunStore:
         """Open the database of `home`, or make it.
 
         Raises:
-            OperatorError: It is damaged, or was written by a newer scf.
+            StateDamaged: It cannot be used.
+            OperatorError: It was written by a newer scf.
         """
-        return cls(open_database(home / DATABASE_NAME, _MIGRATIONS), clock)
+        path = home / DATABASE_NAME
+        try:
+            return cls(open_database(path, MIGRATIONS), clock)
+        except OperatorError as error:
+            if isinstance(error.__cause__, sqlite3.DatabaseError):
+                raise StateDamaged(path, str(error.__cause__)) from error
+            raise
+
+    def check(self) -> None:
+        """Raise StateDamaged unless every page of the database is as it must be."""
+        try:
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            raise StateDamaged(Path(DATABASE_NAME), str(found))
 
     @classmethod
     def in_memory(cls, clock: Clock) -> "RunStore":
         """An empty one that is kept nowhere: for looking ahead where there is none yet."""
-        return cls(open_database(Path(":memory:"), _MIGRATIONS), clock)
+        return cls(open_database(Path(":memory:"), MIGRATIONS), clock)
 
     def close(self) -> None:
         self._db.close()
