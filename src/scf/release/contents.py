@@ -199,7 +199,11 @@ def _fossils(plan: BatchPlan, vault: Vault) -> tuple[bytes, int]:
         tree = TreeHasher()
         for fossil in read_shard(vault.folder.path / shard.path, verify_cid=False):
             tree.add(leaf(fossil.cid, fossil.verdict))
-            split = EXCLUDED if fossil.cid in excluded else plan.split_of(fossil.family)
+            split = (
+                EXCLUDED
+                if fossil.cid in excluded
+                else plan.split_of(fossil.family, fossil.position)
+            )
             num_held_out += split == HELD_OUT
             lines.append(f"{fossil.cid} {fossil.verdict} {split}\n")
         if (tree.size, tree.root().hex()) != (shard.count, shard.merkle_root):
