@@ -48,8 +48,6 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestQuickstart:
     """One real turn of the loop, looked at from several sides."""
 
-    pytestmark = pytest.mark.xdist_group("quickstart")
-
     def test_every_day_is_accepted_and_the_report_says_what_was_measured(
         self, turned: Path
     ) -> None:
