@@ -10,6 +10,7 @@ was committed: the records before are skipped, but for those that were refused, 
 tells of them again.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
@@ -20,7 +21,7 @@ from scf.core.errors import InputError
 from scf.core.identity import sha256_hex
 from scf.fertilization.fossil_validator import FossilValidator
 from scf.fertilization.ingest_report import IngestProgress, IngestReport, Understood
-from scf.fertilization.minting import mint, numbers_bytes
+from scf.fertilization.minting import Mint, numbers_bytes
 from scf.fertilization.origin_memory import NAME, Known, OriginMemory, Recorder, key_of
 from scf.fertilization.origins import Found, digest_of, find_origins
 from scf.fertilization.readers.base import RECORD_MAX_BYTES, Draft, Origin, Reader, Record
@@ -29,7 +30,7 @@ from scf.fertilization.readers.options import ReadOptions, options_of
 from scf.fertilization.readers.registry import READERS, UnknownFormat, reader_named
 from scf.storage.ndjson import LINE_MAX_BYTES, Line
 from scf.vault.fossil import Fossil, parse_fossil
-from scf.vault.journal import SHARD_BYTES, Vault
+from scf.vault.journal import JOURNAL, SHARD_BYTES, Vault
 from scf.vault.quarantine import QuarantineFile, Rejection
 
 __all__ = ["IngestProgress", "IngestReport", "PrimordialSoupIngestor", "Understood"]
@@ -197,7 +198,9 @@ class _Session:
         # Those of this session, by key: the same bytes may lie there twice.
         self._met: dict[bytes, Known] = {}
         self._has_skipped = False
-        self._journal_bytes = ingestor.vault.journal_size()
+        # Looked at after each new fossil, so without the 8 us that `Path` takes.
+        self._journal = str(ingestor.vault.folder.path / JOURNAL)
+        self._journal_bytes = self._journal_size()
 
     def run(self) -> None:
         """Ingest every file, in order."""
@@ -263,6 +266,7 @@ class _Session:
         report = self._report
         is_whole = True
         far = _how_far(found)
+        mint = None if reader is None else Mint(origin, reader)
         again = self._refused_again(recorder, known)
         next_again = next(again, None)
         with self._quarantine_file(origin.name, origin.sha256) as file:
@@ -273,7 +277,7 @@ class _Session:
                     continue
                 if position == next_again:
                     next_again = next(again, None)
-                outcome = self._take(record, origin, reader)
+                outcome = self._take(record, origin, mint)
                 if isinstance(outcome, Rejection):
                     report.quarantined += 1
                     report.reasons[outcome.kind] += 1
@@ -336,8 +340,10 @@ class _Session:
 
     def _remember_committed(self, recorder: Recorder) -> None:
         """Note what is committed, where adding the last fossil has filled a shard."""
-        journal_bytes = self._ingestor.vault.journal_size()
-        if self._dry_run or journal_bytes == self._journal_bytes:
+        if self._dry_run:
+            return
+        journal_bytes = self._journal_size()
+        if journal_bytes == self._journal_bytes:
             return
         self._journal_bytes = journal_bytes
         for finished in self._finished:
@@ -345,8 +351,14 @@ class _Session:
         self._finished.clear()
         recorder.checkpoint()
 
+    def _journal_size(self) -> int:
+        try:
+            return os.stat(self._journal).st_size  # noqa: PTH116
+        except FileNotFoundError:
+            return 0
+
     def _take(
-        self, record: Record, origin: Origin, reader: Reader | None
+        self, record: Record, origin: Origin, mint: Mint | None
     ) -> Rejection | tuple[bool, bytes]:
         """Store a record (whether it is new, and its digest), or say why not."""
         if isinstance(record, Rejection):
@@ -354,12 +366,12 @@ class _Session:
         try:
             if isinstance(record, Line):
                 return self._take_line(record)
-            assert reader is not None
+            assert mint is not None
             size_bytes = numbers_bytes(record)
             if size_bytes > origin.record_max_bytes:
                 reason = f"{size_bytes} bytes of numbers, at most {origin.record_max_bytes}"
                 return Rejection("size", reason, record.line, record.offset, record.index)
-            fossil = mint(record, origin, reader)
+            fossil = mint.fossil(record)
             verdict = self._ingestor.validator.judge(fossil)
             if verdict.ok:
                 fossil = replace(fossil, verifier=verdict.verifier())
