@@ -3,11 +3,13 @@
 torchebm trained energies upside down until 2026-09 because no such test stood (research, ebdm).
 """
 
+import numpy as np
 import pytest
 import torch
 
 from scf.models.energy_model import Derivatives
 from scf.models.losses import denoising_and_dual
+from support.gaussian_records import POINT, gaussian_points, record_energy
 
 SIZE = 6
 
@@ -75,3 +77,42 @@ def test_dual_s_floor_is_the_posterior_variance(sigma: float) -> None:
     v = 1 + sigma**2
     expected = (2 + 4 * sigma**2) / v**2
     assert losses_of(ScaledGaussian(1.0), sigma)[1] == pytest.approx(expected, rel=0.03)
+
+
+def test_with_the_true_score_gaussian_targets_do_not_fluctuate() -> None:
+    """The Gaussian model on its own data: both targets keep their mean, the first its value too."""
+    x = gaussian_points(4000)
+    energy = record_energy(POINT, x)
+    base = energy.model.base
+    z, c = energy.to_model(x, np.zeros((4000, 0)))
+    w = base.rotate(z, c)
+    true_score = -base.turn_back(w / base.variance_D)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(z.shape, generator=generator)
+    for sigma in (0.05, 0.5, 3.0):
+        sigma_B = torch.full((len(z),), sigma)
+        found = denoising_and_dual(
+            energy.model, z, noise, sigma_B, c, true_score_BD=true_score, create_graph=False
+        )
+        plain = denoising_and_dual(energy.model, z, noise, sigma_B, c, create_graph=False)
+        assert float(found.denoising_B.detach().max()) < 1e-6
+        assert float(found.dual_B.detach().mean()) < float(plain.dual_B.detach().mean())
+
+
+def test_the_mixed_slope_target_has_the_right_mean() -> None:
+    """Least at the true slope: shifting it either way costs shift^2 / D, nothing to first order."""
+    x = gaussian_points(40_000)
+    energy = record_energy(POINT, x)
+    base = energy.model.base
+    z, c = energy.to_model(x, np.zeros((len(x), 0)))
+    true_score = -base.turn_back(base.rotate(z, c) / base.variance_D)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    sigma = torch.full((len(z),), 0.7)
+    found = denoising_and_dual(energy.model, z, noise, sigma, c, true_score_BD=true_score).dual_B
+    slope = energy.model.derivatives(z + 0.7 * noise, sigma, c).noise_slope_B
+    n = base.turn_gradient(noise)
+    gap = base.variance_D / base.total_variance(sigma)
+    target = (1 - n**2 + gap * (n * (n + 0.7 * base.turn_gradient(true_score)) - 1)).sum(1)
+    torch.testing.assert_close(found, (slope - target) ** 2 / 2, rtol=1e-3, atol=1e-4)
+    error = (slope - target).detach()
+    assert abs(float(error.mean())) < 4 * float(error.std()) / len(error) ** 0.5

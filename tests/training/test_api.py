@@ -12,6 +12,7 @@ import scf
 from scf.core.errors import UsageError
 from scf.models.frame import NonFiniteField, TooFewFossils, ZeroVariance
 from scf.models.record import LayoutMismatch
+from scf.verification.reference_systems import GaussianField
 from support.gaussian_records import exact_energy, gaussian_points, solar_days
 
 QUICK = {"preset": "tiny", "width": 24, "site_width": 8, "batch_size": 64, "device": "cpu",
@@ -138,3 +139,44 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     assert torch.get_num_threads() == before
     scf.fit(gaussian_points(200), out=tmp_path, **short)
     assert (tmp_path / "digests.json").is_file()
+
+
+def gaussian_fields(num: int = 600) -> tuple[np.ndarray, GaussianField]:
+    system = GaussianField.power_law(4, scale=1.0)
+    return system.sample(num, np.random.default_rng(0)), system
+
+
+FIELD = QUICK | {"field_width": 4, "max_steps": 20, "learning_rate": 1e-4, "evaluate_every": 10}
+
+
+def test_a_periodic_field_gets_a_lattice_that_is_blind_to_translations() -> None:
+    """Chosen by itself; energies of a Gaussian field are exact to a few hundredths a site."""
+    x, system = gaussian_fields(4000)
+    model = scf.fit({"phi": x}, boundary="periodic", **FIELD)
+    network = model.config["network"]
+    assert (model.config["architecture"], network["body"]) == ("ebdm-lattice/1", "lattice")
+    assert network["translation_symmetric"]
+    moved = np.roll(x[:50], (1, 2), axis=(1, 2))
+    np.testing.assert_allclose(model.energy(moved, 0.3), model.energy(x[:50], 0.3), atol=1e-3)
+    assert np.abs(model.energy(x[:200], 0.3) - system.energy(x[:200], 0.3)).mean() < 0.3
+
+
+def test_the_true_score_is_taken_where_it_is_known() -> None:
+    """As a function or as an array; the loss has less to fluctuate."""
+    x, system = gaussian_fields()
+    plain = scf.fit(x, boundary="periodic", antithetic="on", **FIELD)
+    known = scf.fit(x, boundary="periodic", true_score=system.score, **FIELD)
+    same = scf.fit(x, boundary="periodic", true_score=system.score(x), **FIELD)
+    np.testing.assert_array_equal(known.energy(x[:5]), same.energy(x[:5]))
+    assert known.state["best_loss"] < 0.3 * plain.state["best_loss"]
+    with pytest.raises(LayoutMismatch, match="true_score"):
+        scf.fit(x, true_score=np.zeros(3), **FIELD)
+
+
+def test_symmetries_are_asked_for_by_name() -> None:
+    x, _ = gaussian_fields()
+    even = scf.fit(x, boundary="periodic", symmetry="translation,sign", **FIELD)
+    np.testing.assert_allclose(even.energy(-x[:9]), even.energy(x[:9]), rtol=1e-5)
+    for settings in ({"symmetry": "mirror"}, {"symmetry": "sign"}, {"body": "cnn"}):
+        with pytest.raises(UsageError):
+            scf.fit(x, **FIELD | settings)

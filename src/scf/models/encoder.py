@@ -17,6 +17,7 @@ is computed in original units before it is made dimensionless.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,12 +56,15 @@ class GaussianBase(nn.Module):
 
     def rotate_back(self, w_BD: Tensor, c_BK: Tensor) -> Tensor:
         """Give z = Q w + B c."""
-        centred_BD = w_BD if self.vectors_DD is None else w_BD @ self.vectors_DD.T
-        return centred_BD + c_BK @ self.slope_DK.T
+        return self.turn_back(w_BD) + c_BK @ self.slope_DK.T
 
     def turn_gradient(self, gradient_BD: Tensor) -> Tensor:
         """Give d/dw from d/dz: the rotation without the shift."""
         return gradient_BD if self.vectors_DD is None else gradient_BD @ self.vectors_DD
+
+    def turn_back(self, w_BD: Tensor) -> Tensor:
+        """Give Q w: back from the eigenvectors, without the shift."""
+        return w_BD if self.vectors_DD is None else w_BD @ self.vectors_DD.T
 
     def total_variance(self, sigma_B: Tensor) -> Tensor:
         """Eigenvalues of C + sigma^2, (B, D)."""
@@ -118,7 +122,18 @@ class PhysicsEncoder(nn.Module):
                 + self.coordinates_SX.shape[1]
             )
 
+        places = layout.slices(given=True)
+        off = [np.arange(layout.given_size)[places[f.name]] for f in layout.given
+               if f.shape != self.site_shape]  # fmt: skip
+        self.register_buffer(
+            "_off_grid_K",
+            torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *off])),
+            persistent=False,
+        )
+        self.num_off_grid = len(self._off_grid_K)
+
     coordinates_SX: Tensor
+    _off_grid_K: Tensor
 
     def load(self, frame: Frame) -> None:
         """Take over the frame, in which residuals are turned back to original units."""
@@ -140,21 +155,59 @@ class PhysicsEncoder(nn.Module):
         inputs_BI = _bounded(torch.cat([w_BD * fading_BD, c_BK, *residuals_BRS], dim=1))
         if not self.site_shape:
             return inputs_BI, None
-        marginal_BD = self.marginal_variance(base) + sigma_B[:, None].square()
-        standard_BD = (z_BD - c_BK @ base.slope_DK.T) * marginal_BD.rsqrt()
-        num_sites = len(self.coordinates_SX)
-        channels = [standard_BD.view(len(z_BD), -1, num_sites)]
+        channels = self._channels(z_BD, sigma_B, c_BK, base)
         channels += [part[:, None] for part in residuals_BRS]
-        channels += [
-            self._at_sites(c_BK[:, place], field)
-            for field, place in zip(
-                self.layout.given, self.layout.slices(given=True).values(), strict=True
-            )
-        ]
-        batch = len(z_BD)
-        where_BSX = self.coordinates_SX.expand(batch, -1, -1)
+        channels += self._given_at_sites(c_BK)
+        where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
         sites_BSJ = torch.cat([_bounded(torch.cat(channels, dim=1)).mT, where_BSX], dim=2)
         return inputs_BI, sites_BSJ
+
+    def lattice_sites(
+        self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor, base: GaussianBase, *, has_place: bool
+    ) -> Tensor:
+        """Site features (B, S, J) for a network that looks at neighbours.
+
+        Each field twice: as it is, and as the Gaussian base would denoise it, which brings in all
+        the sites that go along with this one. With `has_place` it is also told where a site lies.
+        """
+        channels = self._channels(z_BD, sigma_B, c_BK, base)
+        w_BD, total_BD = base.rotate(z_BD, c_BK), base.total_variance(sigma_B)
+        kept_BD = base.variance_D / total_BD
+        spread_B = (kept_BD * base.variance_D).mean(dim=1).sqrt()
+        denoised_BD = base.turn_back(w_BD * kept_BD) / spread_B[:, None]
+        channels.append(denoised_BD.view(len(z_BD), -1, self.num_sites))
+        channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
+        channels += self._given_at_sites(c_BK)
+        sites_BSJ = _bounded(torch.cat(channels, dim=1)).mT
+        if has_place:
+            where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
+            sites_BSJ = torch.cat([sites_BSJ, where_BSX], dim=2)
+        return sites_BSJ
+
+    def num_lattice_features(self, *, has_place: bool) -> int:
+        """J of `lattice_sites`."""
+        place = self.coordinates_SX.shape[1] if has_place else 0
+        fields = 2 * len(self.layout.modelled) + len(self.layout.given)
+        return fields + len(self.residuals) + place
+
+    def off_grid(self, c_BK: Tensor) -> Tensor:
+        """Given numbers that belong to the whole record, not to its sites."""
+        return c_BK[:, self._off_grid_K]
+
+    def _channels(
+        self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor, base: GaussianBase
+    ) -> list[Tensor]:
+        """Each field in units of its own spread under noise, (B, C, S)."""
+        marginal_BD = self.marginal_variance(base) + sigma_B[:, None].square()
+        standard_BD = (z_BD - c_BK @ base.slope_DK.T) * marginal_BD.rsqrt()
+        return [standard_BD.view(len(z_BD), -1, self.num_sites)]
+
+    def _given_at_sites(self, c_BK: Tensor) -> list[Tensor]:
+        places = self.layout.slices(given=True).values()
+        return [
+            self._at_sites(c_BK[:, place], field)
+            for field, place in zip(self.layout.given, places, strict=True)
+        ]
 
     def marginal_variance(self, base: GaussianBase) -> Tensor:
         """Variance of each number of z given c, (D,)."""

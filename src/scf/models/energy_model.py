@@ -21,12 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scf.core.errors import UsageError
 from scf.models.encoder import GaussianBase, PhysicsEncoder
 from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian
+from scf.models.lattice import LatticeNet
 from scf.models.networks import ResidualMLP
 from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.physics import PhysicsConstraint, constraints_for
-from scf.models.record import RecordLayout
+from scf.models.record import PERIODIC, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J site features, L noise
 # levels.
@@ -38,19 +40,38 @@ OFFSET_LEVELS = 65
 SITES_MIN, SITES_MAX = 4, 512
 
 
+MLP, LATTICE = "mlp", "lattice"
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Size and form of the network.
 
     Attributes:
         width: Units of a layer. Time grows with its square.
-        depth: Residual blocks.
+        depth: Residual blocks (of a lattice: on each level, on the way down and up).
         site_width: Units of the network that reads one site at a time; 0 leaves it out.
+        body: `mlp` reads the whole record at once; `lattice` sums a local energy over the sites of
+            the fields' grid (`models/lattice.py`).
+        levels: Of the lattice: 1 works on the grid itself, each more on one half as fine.
+        translation_symmetric: The lattice is not told where a site lies.
+        sign_symmetric: The lattice gives the same for x and -x.
     """
 
     width: int = 128
     depth: int = 2
     site_width: int = 32
+    body: str = MLP
+    levels: int = 1
+    translation_symmetric: bool = False
+    sign_symmetric: bool = False
+
+
+class BodyDoesNotFit(UsageError):
+    """The network that was asked for cannot read such records."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, remedy='Set body = "mlp", or another symmetry.')
 
 
 class Derivatives(NamedTuple):
@@ -89,18 +110,39 @@ class EnergyModel(nn.Module):
         self.base = GaussianBase(layout.size, layout.given_size, is_full=is_full)
         self.encoder = PhysicsEncoder(layout, constraints)
         self.embedding = NoiseEmbedding()
+        self.body: ResidualMLP | LatticeNet
+        self.site_body: ResidualMLP | None = None
+        if config.body == LATTICE:
+            self.body = self._lattice(layout, config)
+            return
         self.body = ResidualMLP(
             self.encoder.num_inputs, self.embedding.size, width=config.width, depth=config.depth
         )
-        self.site_body = (
-            ResidualMLP(
+        if SITES_MIN <= self.encoder.num_sites <= SITES_MAX and config.site_width:
+            self.site_body = ResidualMLP(
                 self.encoder.num_site_features,
                 self.embedding.size,
                 width=config.site_width,
                 depth=1,
             )
-            if SITES_MIN <= self.encoder.num_sites <= SITES_MAX and config.site_width
-            else None
+
+    def _lattice(self, layout: RecordLayout, config: NetworkConfig) -> LatticeNet:
+        if layout.site_shape is None or len(layout.site_shape) > 3:
+            raise BodyDoesNotFit("a lattice needs fields that share a grid of one to three axes")
+        is_bare = config.translation_symmetric and not layout.given and not self.encoder.residuals
+        if config.sign_symmetric and not is_bare:
+            raise BodyDoesNotFit(
+                "sign symmetry needs translation symmetry, no given fields and no linear constraint"
+            )
+        return LatticeNet(
+            layout.site_shape,
+            self.encoder.num_lattice_features(has_place=not config.translation_symmetric),
+            self.embedding.size + self.encoder.num_off_grid,
+            periodic=layout.boundary == PERIODIC,
+            width=config.width,
+            depth=config.depth,
+            levels=config.levels,
+            is_even=config.sign_symmetric,
         )
 
     def load_frame(self, frame: Frame, base: LinearGaussian) -> None:
@@ -111,13 +153,30 @@ class EnergyModel(nn.Module):
     def correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """How far E lies below the Gaussian's, in nats, (B,): a(sigma) G - offset(sigma)."""
         sigma_B = log_sigma_B.exp()
+        fading_B = (1 + sigma_B.square()).rsqrt()
+        if isinstance(self.body, LatticeNet):
+            return self._lattice_value(z_BD, log_sigma_B, c_BK) * fading_B - self._offset(
+                log_sigma_B
+            )
         inputs_BI, sites_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base)
         noise_BE = self.embedding(log_sigma_B)
         value_B: Tensor = self.body(inputs_BI, noise_BE)
         if self.site_body is not None and sites_BSJ is not None:
             # The noise is the record's, not the site's: computed once, added to all of its sites.
             value_B = value_B + self.site_body(sites_BSJ, noise_BE[:, None]).sum(dim=1)
-        return value_B * (1 + sigma_B.square()).rsqrt() - self._offset(log_sigma_B)
+        return value_B * fading_B - self._offset(log_sigma_B)
+
+    def _lattice_value(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
+        sites_BSJ = self.encoder.lattice_sites(
+            z_BD,
+            log_sigma_B.exp(),
+            c_BK,
+            self.base,
+            has_place=not self.config.translation_symmetric,
+        )
+        noise_BE = torch.cat([self.embedding(log_sigma_B), self.encoder.off_grid(c_BK)], dim=1)
+        value_B: Tensor = self.body(sites_BSJ, noise_BE)
+        return value_B
 
     def _offset(self, log_sigma_B: Tensor) -> Tensor:
         """Nats added to the energy at each noise level, linear between levels, (B,)."""

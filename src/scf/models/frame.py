@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from scf.core.errors import InputError
 from scf.models.record import Floats, RecordLayout
@@ -57,6 +58,19 @@ class NonFiniteField(InputError):
         )
 
 
+@dataclass(frozen=True)
+class Symmetry:
+    """What leaves the density as it is.
+
+    Attributes:
+        translation: Shifting all fields along their periodic grid.
+        sign: Changing the sign of all modelled numbers.
+    """
+
+    translation: bool = False
+    sign: bool = False
+
+
 class Moments:
     """Running sums of records, for shift, scale and covariance, in one pass and small memory.
 
@@ -65,6 +79,7 @@ class Moments:
 
     def __init__(self, layout: RecordLayout) -> None:
         self.layout = layout
+        self.symmetry = Symmetry()
         self.size = layout.size + layout.given_size
         self.is_full = self.size <= FULL_COVARIANCE_SIZE_MAX
         shape = (_FOLDS, self.size, self.size) if self.is_full else (_FOLDS, self.size)
@@ -106,14 +121,20 @@ class Moments:
         return next(name for name, at in places.items() if at.start <= column < at.stop)
 
     def mean(self) -> Floats:
+        """Mean of every number, under the symmetries that are taken for granted."""
         assert self._origin is not None
         mean: Floats = self._origin + self.total.sum(axis=0) / self.count.sum()
+        if self.symmetry.translation:
+            mean = _stationary_mean(mean, self.layout)
+        if self.symmetry.sign:
+            mean[: self.layout.size] = 0.0
         return mean
 
     def second(self, folds: Iterable[int] = range(_FOLDS)) -> tuple[int, Floats]:
         """Count, and mean of (v - mean)(v - mean)^T (or its diagonal) over some folds.
 
-        The mean subtracted is that of all folds.
+        The mean subtracted is that of all folds. Where translations are a symmetry, the mean over
+        all of them as well: with S sites the estimate is as good as from up to S times the records.
         """
         assert self._origin is not None
         chosen = list(folds)
@@ -123,8 +144,35 @@ class Moments:
         square = self.square[chosen].sum(axis=0)
         if self.is_full:
             cross = np.outer(total, offset)
-            return count, (square - cross - cross.T) / count + np.outer(offset, offset)
-        return count, (square - 2 * total * offset) / count + offset * offset
+            second = (square - cross - cross.T) / count + np.outer(offset, offset)
+            if self.symmetry.translation:
+                second = _stationary_second(second, self.layout)
+            return count, second
+        second = (square - 2 * total * offset) / count + offset * offset
+        if self.symmetry.translation:
+            second = _stationary_mean(second, self.layout)
+        return count, second
+
+    def looks_stationary(self) -> bool:
+        """Whether means and variances are the same at all sites, as far as the records can tell.
+
+        Five standard errors of independent records. Records of a few long trajectories may fail for
+        being fewer than they look; the answer is then the safe one.
+        """
+        if self.layout.site_shape is None:
+            return False
+        plain = Moments.__new__(Moments)
+        plain.__dict__ = {**self.__dict__, "symmetry": Symmetry()}
+        size, count = self.layout.size, int(self.count.sum())
+        mean, variance = plain.mean()[:size], _diagonal(plain.second()[1])[:size]
+        level = _stationary_mean(np.concatenate([variance, np.zeros(self.layout.given_size)]),
+                                 self.layout)[:size]  # fmt: skip
+        middle = _stationary_mean(plain.mean(), self.layout)[:size]
+        if not (level > 0).all():
+            return False
+        away = np.abs(mean - middle) / np.sqrt(level / count)
+        wider = np.abs(variance / level - 1) / np.sqrt(4.0 / count)
+        return bool(away.max() < 5 and wider.max() < 5)
 
 
 @dataclass(frozen=True)
@@ -273,6 +321,64 @@ def _residual(second: Floats, slope: Floats, size: int) -> Floats:
 
 def _diagonal(second: Floats) -> Floats:
     return np.diagonal(second).copy() if second.ndim == 2 else second
+
+
+def _stationary_mean(values: Floats, layout: RecordLayout) -> Floats:
+    """Each field's numbers replaced by their mean over sites; fields off the grid stay."""
+    result = values.copy()
+    for place in _on_grid(layout):
+        result[place] = values[place].mean()
+    return result
+
+
+def _stationary_second(second: Floats, layout: RecordLayout) -> Floats:
+    """The mean of a second-moment matrix over all translations of the grid.
+
+    Between two fields on the grid that is what is diagonal in Fourier space. Between such a field
+    and a number off the grid it is the mean over sites.
+    """
+    shape = layout.site_shape
+    assert shape is not None
+    axes = tuple(range(len(shape)))
+    sites = int(np.prod(shape))
+    grid = _on_grid(layout)
+    result = second.copy()
+    off = np.ones(len(second), dtype=bool)
+    for place in grid:
+        off[place] = False
+    for row in grid:
+        result[row, off] = second[row, off].mean(axis=0)
+        result[off, row] = second[off, row].mean(axis=1, keepdims=True)
+        for column in grid:
+            block = second[row, column].reshape(*shape, *shape)
+            modes = np.fft.fftn(block, axes=axes, norm="ortho")
+            modes = np.fft.ifftn(modes, axes=[a + len(shape) for a in axes], norm="ortho")
+            power = np.diagonal(modes.reshape(sites, sites)).reshape(shape)
+            # The power's transform is the covariance of two sites by how far they are apart.
+            c = np.fft.ifftn(power).real.reshape(sites)
+            result[row, column] = c[_differences(shape)]
+    return result
+
+
+def _differences(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Flat index of (row site - column site) on the periodic grid, (S, S)."""
+    place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    place = place.reshape(-1, len(shape))
+    apart = (place[:, None] - place[None]) % np.array(shape)
+    flat: npt.NDArray[np.int64] = np.ravel_multi_index(tuple(np.moveaxis(apart, -1, 0)), shape)
+    return flat
+
+
+def _on_grid(layout: RecordLayout) -> list[slice]:
+    """Where fields on the shared grid lie in a joint row of modelled and given numbers."""
+    places = layout.slices()
+    found = [places[field.name] for field in layout.modelled]
+    given = layout.slices(given=True)
+    for field in layout.given:
+        if field.shape == layout.site_shape:
+            at = given[field.name]
+            found.append(slice(layout.size + at.start, layout.size + at.stop))
+    return found
 
 
 def _monotone(values: Floats) -> Floats:

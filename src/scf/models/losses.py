@@ -15,6 +15,9 @@ from scf.models.noise import loss_weight
 
 # Shapes: B minibatch, D modelled numbers, K given numbers.
 
+# Sigma^2 below which a steady target counts no more than here.
+STEADY_FLOOR = 0.02
+
 
 class Losses(NamedTuple):
     """Each (B,), of order one at every noise level."""
@@ -30,9 +33,26 @@ def denoising_and_dual(
     sigma_B: Tensor,
     c_BK: Tensor,
     *,
+    true_score_BD: Tensor | None = None,
+    is_steady: bool = False,
     create_graph: bool = True,
 ) -> Losses:
     """Both losses at z = clean + sigma noise, ready for backward (with `create_graph`).
+
+    Where the score s0 of the clean density is known at the clean records (`true_score_BD`), both
+    targets are mixed with it (target score matching, arXiv 2402.08667). -n/sigma and s0 have the
+    same mean given z, the smoothed score; the first fluctuates like 1/sigma, the second does not.
+    Along eigenvector i of the data's covariance, a_i = lambda_i / (lambda_i + sigma^2),
+
+        score target   a_i s0_i + (1 - a_i)(-n_i/sigma)
+        slope target   sum over i of a_i sigma n_i s0_i + (1 - a_i)(1 - n_i^2)
+
+    For Gaussian data the first does not fluctuate at all. The second holds because integration by
+    parts over the posterior gives E[1 - n_i^2 | z] = sigma E[n_i s0_i | z].
+
+    With `is_steady` small noise counts for more. That pays where the target does not fluctuate
+    there: with the true score, or where each record comes with a noise and with its opposite (for
+    small sigma the pair's loss is that of score matching along a random direction, free of noise).
 
     The dual target is exact: d/dsigma of -ln of N(z; clean, sigma^2) is D/sigma - |n|^2/sigma, and
     the derivative of the smoothed energy is its mean over the posterior of clean given z. So
@@ -42,9 +62,22 @@ def denoising_and_dual(
     noisy_BD = clean_BD + sigma_B[:, None] * noise_BD
     found = model.derivatives(noisy_BD, sigma_B, c_BK, create_graph=create_graph)
     # The denoiser is z - sigma^2 dE/dz; its error in units of sigma is n - sigma dE/dz.
-    error_BD = noise_BD - sigma_B[:, None] * found.gradient_BD
-    denoising_B = loss_weight(sigma_B) * sigma_B.square() * error_BD.square().mean(dim=1)
+    target_BD = noise_BD
     size = clean_BD.shape[1]
     target_B = size - noise_BD.square().sum(dim=1)
+    if true_score_BD is not None:
+        base = model.base
+        share_BD = base.variance_D / base.total_variance(sigma_B)
+        n_BD = base.turn_gradient(noise_BD)  # along the eigenvectors
+        gap_BD = share_BD * (n_BD + sigma_B[:, None] * base.turn_gradient(true_score_BD))
+        target_BD = noise_BD - base.turn_back(gap_BD)
+        # 1 - n^2 and n sigma s0 differ by n (n + sigma s0) - 1.
+        target_B = target_B + (n_BD * gap_BD - share_BD).sum(dim=1)
+    error_BD = target_BD - sigma_B[:, None] * found.gradient_BD
+    denoising_B = loss_weight(sigma_B) * sigma_B.square() * error_BD.square().mean(dim=1)
     dual_B = (found.noise_slope_B - target_B).square() / size
+    if is_steady:
+        # EDM's weight follows the target's fluctuation. Where that is gone, the score counts alike
+        # at all small sigma: sigma^2 (1 + sigma^2) becomes about (1 + sigma^2)^2.
+        denoising_B = denoising_B * (1 + sigma_B.square()) / (sigma_B.square() + STEADY_FLOOR)
     return Losses(denoising_B, dual_B)

@@ -17,6 +17,8 @@ from scf.core.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 
+PERIODIC = "periodic"
+
 
 class LayoutMismatch(InputError):
     """A record's fields are not those that the model (or the first record) has."""
@@ -68,14 +70,24 @@ class RecordLayout:
     Attributes:
         modelled: Fields whose density is learned: D numbers in all.
         given: Fields that the density is conditioned on: K numbers in all, K may be 0.
+        boundary: `periodic` where the grid that the fields share closes on itself, else "".
     """
 
     modelled: tuple[FieldLayout, ...]
     given: tuple[FieldLayout, ...] = ()
+    boundary: str = ""
 
     @classmethod
-    def of(cls, fields: Iterable[FieldLayout], given_names: Iterable[str] = ()) -> "RecordLayout":
+    def of(
+        cls,
+        fields: Iterable[FieldLayout],
+        given_names: Iterable[str] = (),
+        *,
+        boundary: str = "",
+    ) -> "RecordLayout":
         """Order fields by name, so that a layout does not depend on the order in a file.
+
+        `boundary` is what the record's params say; only `periodic` is kept.
 
         Raises:
             LayoutMismatch: No field is left to model, or a given field does not exist.
@@ -87,6 +99,7 @@ class RecordLayout:
         layout = cls(
             tuple(field for field in ordered if field.name not in given and field.size > 0),
             tuple(field for field in ordered if field.name in given),
+            PERIODIC if boundary == PERIODIC else "",
         )
         if not layout.modelled:
             raise LayoutMismatch("the records have no field to model")
@@ -129,6 +142,10 @@ class RecordLayout:
         """
         return self._flatten(arrays, self.modelled), self._flatten(arrays, self.given)
 
+    def pack_modelled(self, arrays: Mapping[str, Any]) -> Floats:
+        """Flatten modelled fields alone into x [B, D]. Raises LayoutMismatch."""
+        return self._flatten(arrays, self.modelled)
+
     def pack_given(self, arrays: Mapping[str, Any], num: int) -> Floats:
         """Flatten given fields alone into c [num, K]; (num, 0) where nothing is given.
 
@@ -160,16 +177,18 @@ class RecordLayout:
         return np.concatenate(columns, axis=1) if columns else np.zeros((rows, 0))
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value: dict[str, Any] = {
             "modelled": [field.to_json() for field in self.modelled],
             "given": [field.to_json() for field in self.given],
         }
+        return value | ({"boundary": self.boundary} if self.boundary else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RecordLayout":
         return cls(
             tuple(FieldLayout.from_json(field) for field in value["modelled"]),
             tuple(FieldLayout.from_json(field) for field in value["given"]),
+            str(value.get("boundary", "")),
         )
 
 

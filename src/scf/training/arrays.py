@@ -23,6 +23,8 @@ class ArraySource:
         units: Unit of each field; "" where none is named.
         given: Fields that the density is conditioned on.
         families: What belongs together, one name a record; default: blocks of 64 neighbours.
+        boundary: `periodic` where the grid of the fields closes on itself.
+        true_score: d ln p / dx of the clean density at each record, by field name, where known.
 
     Raises:
         LayoutMismatch: Arrays of different length, or nothing to model.
@@ -36,6 +38,8 @@ class ArraySource:
         units: Mapping[str, str] | None = None,
         given: Sequence[str] = (),
         families: Sequence[str] | None = None,
+        boundary: str = "",
+        true_score: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         self._arrays = dict(arrays)
         lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
@@ -53,10 +57,16 @@ class ArraySource:
             FieldLayout(name, array.dtype.name, array.shape[1:], units.get(name, ""))
             for name, array in arrays.items()
         ]
-        self.layout = RecordLayout.of(fields, given)
+        self.layout = RecordLayout.of(fields, given, boundary=boundary)
         if families is not None and len(families) != self.num_records:
             raise UsageError(f"{len(families)} families for {self.num_records} records")
         self._families = families
+        self._true_score = dict(true_score) if true_score is not None else None
+        for field in self.layout.modelled if self._true_score is not None else ():
+            if self._true_score is None or field.name not in self._true_score:
+                raise LayoutMismatch(f"true_score has no {field.name!r}")
+            if self._true_score[field.name].shape != arrays[field.name].shape:
+                raise LayoutMismatch(f"true_score {field.name!r} is not shaped like its field")
         self._at = 0
 
     def epoch(self) -> Iterator[Mapping[str, Any]]:
@@ -71,10 +81,14 @@ class ArraySource:
     def _minibatch(self, rows: range) -> dict[str, Any]:
         place = slice(rows.start, rows.stop)
         families = self._families or [f"block-{r // _BLOCK:08d}" for r in rows]
+        extra: dict[str, Any] = {}
+        if self._true_score is not None:
+            extra["_true_score"] = {name: s[place] for name, s in self._true_score.items()}
         return {
             **{name: array[place] for name, array in self._arrays.items()},
             "_cid": [f"row-{row:012d}" for row in rows],
             "_family": list(families[place] if self._families else families),
+            **extra,
         }
 
     def get_state(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from scf.models.record_energy import RecordEnergy
 from scf.storage import durable
 from scf.storage.partitions import Folder
 from scf.training.checkpoint_files import (
-    ARCHITECTURE,
+    ARCHITECTURES,
     AVERAGE_NAME,
     CONFIG_NAME,
     DIGESTS_NAME,
@@ -114,7 +114,7 @@ def describe(
     }
     return {
         "schema": SCHEMA,
-        "architecture": ARCHITECTURE,
+        "architecture": ARCHITECTURES[energy.model.config.body],
         "layout": energy.layout.to_json(),
         "network": asdict(energy.model.config),
         "noise": asdict(energy.noise),

@@ -22,7 +22,8 @@ from scf.storage.durable import read_json
 
 SCHEMA = "scf.checkpoint/1"
 STATE_SCHEMA = "scf.training_state/1"
-ARCHITECTURE = "ebdm-residual-mlp/1"
+# By the network's body (`scf.models.energy_model.NetworkConfig`).
+ARCHITECTURES = {"mlp": "ebdm-residual-mlp/1", "lattice": "ebdm-lattice/1"}
 
 CONFIG_NAME = "config.json"
 MODEL_NAME = "model.safetensors"
@@ -61,7 +62,8 @@ class OtherArchitecture(InputError):
 
     def __init__(self, path: Path, found: object) -> None:
         super().__init__(
-            f"{path}: made for {str(found)[:80]!r}, this scf knows {SCHEMA} of {ARCHITECTURE}",
+            f"{path}: made for {str(found)[:80]!r}, this scf knows {SCHEMA} of "
+            f"{' and '.join(ARCHITECTURES.values())}",
             remedy="Use the scf version that made it, or train again.",
         )
 
@@ -136,7 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path / CONFIG_NAME)
     if not isinstance(config, dict) or config.get("schema") != SCHEMA:
         raise OtherArchitecture(path, config.get("schema") if isinstance(config, dict) else config)
-    if config.get("architecture") != ARCHITECTURE:
+    if config.get("architecture") not in ARCHITECTURES.values():
         raise OtherArchitecture(path, config.get("architecture"))
     return config
 

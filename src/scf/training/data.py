@@ -8,13 +8,21 @@ after epoch. Either way a resumed run sees the same minibatches as an uninterrup
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scf.models.frame import FOSSILS_MIN, Frame, LinearGaussian, Moments, TooFewFossils
+from scf.core.errors import UsageError
+from scf.models.frame import (
+    FOSSILS_MIN,
+    Frame,
+    LinearGaussian,
+    Moments,
+    Symmetry,
+    TooFewFossils,
+)
 from scf.models.record import Floats, RecordLayout
 from scf.training.train_config import TrainConfig
 
@@ -33,7 +41,10 @@ class FossilSource(Protocol):
         """Fields of a fossil. Raises LayoutMismatch where they differ."""
 
     def epoch(self) -> Iterator[Mapping[str, Any]]:
-        """Minibatches of one epoch: arrays by field name, `_cid` and `_family` lists."""
+        """Minibatches of one epoch: arrays by field name, `_cid` and `_family` lists.
+
+        `_true_score`, if there is one, holds d ln p / dx of the modelled fields by name.
+        """
 
     def get_state(self) -> dict[str, Any]:
         """Place in the stream, as JSON."""
@@ -52,21 +63,63 @@ class _Rows:
         self._layout = layout
         self._x: list[Floats] = []
         self._c: list[Floats] = []
+        self._s: list[Floats] = []
         self.cids: list[str] = []
         self.families: list[str] = []
 
-    def add(self, x_BD: Floats, c_BK: Floats, cids: list[str], families: list[str]) -> None:
+    def add(
+        self,
+        x_BD: Floats,
+        c_BK: Floats,
+        cids: list[str],
+        families: list[str],
+        true_score_BD: Floats | None = None,
+    ) -> None:
         self._x.append(x_BD)
         self._c.append(c_BK)
+        if true_score_BD is not None:
+            self._s.append(true_score_BD)
         self.cids += cids
         self.families += families
 
-    def ordered(self, marks: list[str]) -> "tuple[Floats, Floats, list[str]]":
+    def ordered(self, marks: list[str]) -> "tuple[Rows, list[str]]":
         """Rows and marks in the order of (mark, CID): one order, however the fossils were read."""
         order = sorted(range(len(marks)), key=lambda row: (marks[row], self.cids[row]))
         x_ND = np.concatenate([np.zeros((0, self._layout.size)), *self._x])[order]
         c_NK = np.concatenate([np.zeros((0, self._layout.given_size)), *self._c])[order]
-        return x_ND, c_NK, [marks[row] for row in order]
+        s_ND = np.concatenate(self._s)[order] if self._s else None
+        return Rows(x_ND, c_NK, s_ND), [marks[row] for row in order]
+
+
+class Rows(NamedTuple):
+    """Records x (N, D), given numbers c (N, K) and, where it is known, the true score s (N, D)."""
+
+    x_ND: Floats
+    c_NK: Floats
+    true_score_ND: Floats | None = None
+
+    def part(self, rows: slice) -> "Rows":
+        """Some of the rows."""
+        s_ND = self.true_score_ND
+        return Rows(self.x_ND[rows], self.c_NK[rows], None if s_ND is None else s_ND[rows])
+
+
+class ModelRows(NamedTuple):
+    """The same in the coordinates of a frame: float32 tensors."""
+
+    z_ND: Tensor
+    c_NK: Tensor
+    true_score_ND: Tensor | None = None
+
+    def antithetic(self) -> "ModelRows":
+        """The first half of the rows, twice: for a noise and for its opposite."""
+        half = (len(self.z_ND) + 1) // 2
+        s_ND = self.true_score_ND
+        return ModelRows(
+            self.z_ND[:half].repeat(2, 1),
+            self.c_NK[:half].repeat(2, 1),
+            None if s_ND is None else s_ND[:half].repeat(2, 1),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,18 +138,19 @@ class TrainingData:
 
     layout: RecordLayout
     moments: Moments
-    validation: tuple[Floats, Floats]
+    validation: Rows
     bank_MK: Floats
     num_fossils: int
-    rows: tuple[Floats, Floats] | None
+    rows: Rows | None
     threshold: str
 
     def counts(self) -> dict[str, int]:
         """For `config.json`: fossils trained on, and fossils that only choose."""
-        return {"fossils": self.num_fossils, "validation": len(self.validation[0])}
+        return {"fossils": self.num_fossils, "validation": len(self.validation.x_ND)}
 
-    def fit(self) -> tuple[Frame, LinearGaussian]:
-        """The frame and the Gaussian. Raises ZeroVariance, TooFewFossils."""
+    def fit(self, symmetry: Symmetry | None = None) -> tuple[Frame, LinearGaussian]:
+        """The frame and the Gaussian, under symmetries. Raises ZeroVariance, TooFewFossils."""
+        self.moments.symmetry = symmetry or Symmetry()
         frame = Frame.of(self.moments)
         return frame, LinearGaussian.fit(self.moments, frame)
 
@@ -105,7 +159,7 @@ class TrainingData:
     ) -> "LoadedMinibatches | StreamedMinibatches":
         """Endless minibatches in the coordinates of `frame`."""
         if self.rows is not None:
-            return LoadedMinibatches(model_rows(frame, *self.rows), config.batch_size, config.seed)
+            return LoadedMinibatches(model_rows(frame, self.rows), config.batch_size, config.seed)
         return StreamedMinibatches(source, self.layout, frame, self.threshold)
 
 
@@ -114,6 +168,7 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
 
     Raises:
         TooFewFossils, LayoutMismatch, NonFiniteField: What is wrong with them.
+        UsageError: True scores come with more records than the memory limit allows.
     """
     layout = source.layout
     room = max(1, config.memory_max_bytes // (8 * (layout.size + layout.given_size)))
@@ -127,32 +182,45 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
         fits = fits and count <= room
         # Too many to keep: from here on only those that may be validation fossils.
         take = [row for row, name in enumerate(families) if fits or _mark(name) < share]
-        kept.add(x_BD[take], c_BK[take], [cids[r] for r in take], [families[r] for r in take])
+        # The true score of the clean density, where the source knows it: fields like the record's.
+        true_score = minibatch.get("_true_score")
+        if true_score is not None and not fits:
+            raise UsageError(
+                f"true scores need all records in memory; {count} are above the limit",
+                remedy="Raise memory_max_bytes, or give fewer records.",
+            )
+        kept.add(
+            x_BD[take],
+            c_BK[take],
+            [cids[r] for r in take],
+            [families[r] for r in take],
+            layout.pack_modelled(true_score)[take] if true_score is not None else None,
+        )
         if not fits:
             moments.add(x_BD, c_BK)
     if count < FOSSILS_MIN:
         raise TooFewFossils(count)
     wanted = min(config.validation_max, int(config.validation_fraction * count))
-    x_ND, c_NK, marks = kept.ordered([_mark(name) for name in kept.families])
+    rows, marks = kept.ordered([_mark(name) for name in kept.families])
     if not fits:
         wanted = min(wanted, sum(mark < share for mark in marks))
     num = _whole_families(marks, wanted)
     if num == 0 and fits:
         # Families are too large to set one aside: choose single fossils.
-        x_ND, c_NK, marks = kept.ordered([_mark(cid) for cid in kept.cids])
+        rows, marks = kept.ordered([_mark(cid) for cid in kept.cids])
         num = wanted
-    validation = x_ND[:num], c_NK[:num]
+    validation, trained = rows.part(slice(num)), rows.part(slice(num, None))
     threshold = (marks[num] if num < len(marks) else share) if num else ""
     if fits:
         moments = Moments(layout)
-        moments.add(x_ND[num:], c_NK[num:])
+        moments.add(trained.x_ND, trained.c_NK)
     return TrainingData(
         layout=layout,
         moments=moments,
         validation=validation,
-        bank_MK=c_NK[num:][:_BANK_MAX],
+        bank_MK=trained.c_NK[:_BANK_MAX],
         num_fossils=count - num,
-        rows=(x_ND[num:], c_NK[num:]) if fits else None,
+        rows=trained if fits else None,
         threshold=threshold,
     )
 
@@ -160,23 +228,24 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
 class LoadedMinibatches:
     """Minibatches from memory: that of step t is a pure function of (seed, t)."""
 
-    def __init__(self, rows: tuple[Tensor, Tensor], batch_size: int, seed: int) -> None:
-        self._z_ND, self._c_NK = rows
-        self._size = min(batch_size, len(self._z_ND))
-        self._per_epoch = len(self._z_ND) // self._size
+    def __init__(self, rows: ModelRows, batch_size: int, seed: int) -> None:
+        self._rows = rows
+        self._size = min(batch_size, len(rows.z_ND))
+        self._per_epoch = len(rows.z_ND) // self._size
         self._seed = seed
         self._epoch = -1
         self._order_N = torch.zeros(0, dtype=torch.int64)
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+    def draw(self, step: int) -> ModelRows:
         """The minibatch of step `step`, from 1. An epoch's rest below a minibatch is left out."""
         epoch, place = divmod(step - 1, self._per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(seed_of(self._seed, "order", epoch))
-            self._order_N = torch.randperm(len(self._z_ND), generator=generator)
+            self._order_N = torch.randperm(len(self._rows.z_ND), generator=generator)
             self._epoch = epoch
         index = self._order_N[place * self._size : (place + 1) * self._size]
-        return self._z_ND[index], self._c_NK[index]
+        z_ND, c_NK, s_ND = self._rows
+        return ModelRows(z_ND[index], c_NK[index], None if s_ND is None else s_ND[index])
 
     def get_state(self) -> dict[str, Any]:
         """Nothing beside the step."""
@@ -198,7 +267,7 @@ class StreamedMinibatches:
         self._threshold = threshold
         self._stream: Iterator[Mapping[str, Any]] = iter(())
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+    def draw(self, step: int) -> ModelRows:
         """The next minibatch; at least two fossils."""
         while True:
             minibatch = next(self._stream, None)
@@ -210,7 +279,7 @@ class StreamedMinibatches:
                 r for r, name in enumerate(minibatch["_family"]) if _mark(name) >= self._threshold
             ]
             if len(keep) >= 2:
-                return model_rows(self._frame, x_BD[keep], c_BK[keep])
+                return model_rows(self._frame, Rows(x_BD[keep], c_BK[keep]))
 
     def get_state(self) -> dict[str, Any]:
         """The source's place."""
@@ -222,10 +291,14 @@ class StreamedMinibatches:
         self._stream = self._source.epoch()
 
 
-def model_rows(frame: Frame, x_ND: Floats, c_NK: Floats) -> tuple[Tensor, Tensor]:
-    """Rows z (N, D) and c (N, K), float32: the offsets are taken away in float64 before."""
-    z_ND = torch.from_numpy(frame.to_model(x_ND)).float()
-    return z_ND, torch.from_numpy(frame.given_to_model(c_NK)).float()
+def model_rows(frame: Frame, rows: Rows) -> ModelRows:
+    """Rows in the model's coordinates: the offsets are taken away in float64 before."""
+    z_ND = torch.from_numpy(frame.to_model(rows.x_ND)).float()
+    c_NK = torch.from_numpy(frame.given_to_model(rows.c_NK)).float()
+    if rows.true_score_ND is None:
+        return ModelRows(z_ND, c_NK)
+    # d ln p / dz = scale * d ln p / dx.
+    return ModelRows(z_ND, c_NK, torch.from_numpy(rows.true_score_ND * frame.scale_D).float())
 
 
 def seed_of(seed: int, purpose: str, number: int) -> int:

@@ -6,17 +6,19 @@ from typing import Any
 
 from scf.core.errors import InputError, UsageError
 from scf.fertilization.batch_plan import BatchPlan, read_plan
-from scf.fertilization.fossil_batcher import FossilBatcher
+from scf.fertilization.fossil_batcher import FossilBatcher, read_records
 from scf.models.record import FieldLayout, LayoutMismatch, RecordLayout
 
 
 class BatcherSource:
     """Training fossils over a `FossilBatcher`: a plan's training split, or all of some files."""
 
-    def __init__(self, batcher: FossilBatcher, plan: BatchPlan | None) -> None:
+    def __init__(
+        self, batcher: FossilBatcher, plan: BatchPlan | None, *, boundary: str = ""
+    ) -> None:
         self._batcher = batcher
         self._plan = plan
-        self.layout = layout_of(batcher)
+        self.layout = layout_of(batcher, boundary=boundary)
 
     def epoch(self) -> Iterator[Mapping[str, Any]]:
         """The rest of the batcher's epoch."""
@@ -71,7 +73,7 @@ def open_source(
             vault_root=vault,
             memory_bytes=memory_bytes,
         )
-        return BatcherSource(batcher, batch_plan)
+        return BatcherSource(batcher, batch_plan, boundary=plan_boundary(batch_plan, vault))
     batcher = FossilBatcher(
         list(paths or ()),
         batch_size=batch_size,
@@ -85,7 +87,7 @@ def open_source(
             raise LayoutMismatch(where)
         if refusal.kind == "not-finite":
             raise NonFiniteFossils(where)
-    return BatcherSource(batcher, None)
+    return BatcherSource(batcher, None, boundary=_boundary(list(paths or ())))
 
 
 class NonFiniteFossils(InputError):
@@ -95,9 +97,20 @@ class NonFiniteFossils(InputError):
         super().__init__(where, remedy="Remove the record; `scf fossil validate` lists all such.")
 
 
-def layout_of(batcher: FossilBatcher) -> RecordLayout:
-    """The record's layout as the batcher found it."""
+def layout_of(batcher: FossilBatcher, *, boundary: str = "") -> RecordLayout:
+    """The record's layout as the batcher found it, with the boundary that its params name."""
     fields = [
         FieldLayout(spec.name, spec.dtype, tuple(spec.shape), spec.unit) for spec in batcher.specs
     ]
-    return RecordLayout.of(fields, batcher.condition_fields)
+    return RecordLayout.of(fields, batcher.condition_fields, boundary=boundary)
+
+
+def plan_boundary(plan: BatchPlan, vault: Path) -> str:
+    """`params.boundary` of a plan's first fossil, or ""."""
+    return _boundary([vault / plan.shards[0].path]) if plan.shards else ""
+
+
+def _boundary(paths: Sequence[Path]) -> str:
+    for fossil in read_records(*paths):
+        return str(fossil.obj.get("params", {}).get("boundary", ""))
+    return ""

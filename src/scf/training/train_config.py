@@ -16,6 +16,8 @@ from typing import Any
 from scf.core.errors import UsageError
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+BODIES = ("auto", "mlp", "lattice")
+SYMMETRIES = ("translation", "sign")
 _PRESETS = importlib.resources.files("scf.training") / "presets"
 
 
@@ -32,7 +34,18 @@ class TrainConfig:
         width: Units of a layer; time grows with its square, and so does what can be learned.
         depth: Residual blocks.
         site_width: Units of the network that reads one site at a time; 0 leaves it out.
+        body: `mlp` reads the whole record at once; `lattice` sums a local energy over the sites of
+            a grid. `auto` takes the lattice where all fields share a grid of two or three axes, or
+            of one that is periodic.
+        field_width: Features of a site in a lattice.
+        field_depth: Its residual blocks, on each level.
+        symmetry: `none`, `translation`, `sign` or both with a comma: what is built into a lattice
+            and its Gaussian. `auto` takes translation where the grid is periodic and the fossils'
+            means and variances are the same at all sites.
         batch_size: Fossils for one step.
+        antithetic: `on`: half as many different fossils in a step, each with a noise and with its
+            opposite. At small sigma what the noise does to the gradient cancels, so small sigma
+            counts for more. `auto` is on for a lattice, off for the mlp.
         learning_rate: Of AdamW, at its highest (after warm-up).
         warmup_steps: Steps over which the learning rate rises from 0.
         decay_steps: From here the learning rate falls like 1/sqrt(step) (EDM2, arXiv 2312.02696).
@@ -71,7 +84,12 @@ class TrainConfig:
     width: int = 192
     depth: int = 2
     site_width: int = 32
+    body: str = "auto"
+    field_width: int = 16
+    field_depth: int = 1
+    symmetry: str = "auto"
     batch_size: int = 128
+    antithetic: str = "auto"
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     decay_steps: int = 1000
@@ -101,9 +119,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = (
-            "width", "depth", "batch_size", "learning_rate", "warmup_steps", "decay_steps",
-            "gradient_norm_max", "sigma_min", "sigma_log_std", "score_sigma", "evaluate_every",
-            "memory_max_bytes", "max_seconds", "max_steps",
+            "width", "depth", "field_width", "field_depth", "batch_size", "learning_rate",
+            "warmup_steps", "decay_steps", "gradient_norm_max", "sigma_min", "sigma_log_std",
+            "score_sigma", "evaluate_every", "memory_max_bytes", "max_seconds", "max_steps",
             "checkpoint_every_s",
         )  # fmt: skip
         for name in positive:
@@ -124,8 +142,21 @@ class TrainConfig:
             raise UsageError("validation_fraction and sigma_uniform_fraction are shares of one")
         if not self.sigma_min <= self.score_sigma < self.sigma_max:
             raise UsageError("noise levels must obey sigma_min <= score_sigma < sigma_max")
+        if self.body not in BODIES:
+            raise UsageError(f"body {self.body!r} is not one of {', '.join(BODIES)}")
+        if self.antithetic not in {"auto", "on", "off"}:
+            raise UsageError(f"antithetic {self.antithetic!r} is not auto, on or off")
+        if self.symmetry not in {"auto", "none"} and not self.symmetries <= set(SYMMETRIES):
+            raise UsageError(
+                f"symmetry {self.symmetry!r} is not auto, none or of {', '.join(SYMMETRIES)}"
+            )
         if self.device not in DEVICES:
             raise UsageError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
+
+    @property
+    def symmetries(self) -> set[str]:
+        """What `symmetry` names, beside `auto` and `none`."""
+        return {part.strip() for part in self.symmetry.split(",")} - {"auto", "none", ""}
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 1."""

@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,12 @@ from torch import Tensor
 from scf.core.errors import InputError, MissingTool, ScfError, TrainingError, UsageError
 from scf.core.units import format_duration
 from scf.models.calibration import calibrate
-from scf.models.energy_model import EnergyModel, NetworkConfig
+from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, NetworkConfig
+from scf.models.frame import Symmetry
+from scf.models.lattice import levels_for
 from scf.models.losses import denoising_and_dual
 from scf.models.noise import NoiseRange
+from scf.models.record import PERIODIC
 from scf.models.record_energy import RecordEnergy
 from scf.storage.durable import read_json
 from scf.storage.partitions import Folder
@@ -55,6 +58,8 @@ from scf.training.validation import Validation
 
 # Multiplications of one forward pass below which one thread is enough.
 _ONE_THREAD_MAX = 1e8
+# Fields with a side of fewer sites are read whole: there is no neighbourhood to speak of.
+_SIDE_MIN = 4
 # A run is not called finished for want of progress before this step times the patience.
 _PATIENCE_STEPS_MIN = 1000
 
@@ -96,6 +101,7 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     resume: bool = False,
     notes: Notes | None = None,
     stop: StopSignal | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
     """Train until a limit is reached; `out` holds the final checkpoint then.
 
@@ -106,6 +112,7 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         resume: Go on from the newest checkpoint in `out`, if there is one.
         notes: Told of progress.
         stop: Asked after each step.
+        clock: What `max_seconds` is measured with: `time.process_time` for budgets of CPU time.
 
     Raises:
         InputError: A subclass: too few fossils, mixed shapes, a field without variance, not finite.
@@ -137,7 +144,14 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     parent_digest = stored["parent"] if stored is not None else parent_digest
     described = describe(energy, config, source.describe() | data.counts(), parent_digest)
     noise = energy.noise
-    validation = Validation(model_rows(energy.frame, *data.validation), config, noise, device)
+    is_antithetic = _is_antithetic(config, model)
+    validation = Validation(
+        model_rows(energy.frame, data.validation),
+        config,
+        noise,
+        device,
+        is_antithetic=is_antithetic,
+    )
 
     decay = config.weight_decay_for(energy.layout.size, data.num_fossils)
     is_fused = device.type in {"cpu", "cuda"}
@@ -156,19 +170,25 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
 
     last_checkpoint = progress.seconds
     last_good = found
-    started = time.monotonic() - progress.seconds
+    started = clock() - progress.seconds
     while not (reason := _reason_to_stop(config, progress, stop)):
         step = progress.step + 1
         generator = torch.Generator().manual_seed(seed_of(config.seed, "noise", step))
 
         # Minibatch, noise levels, noise. All drawn on the CPU: the same on every device.
-        clean_BD, c_BK = minibatches.draw(step)
-        sigma_B = noise.draw(len(clean_BD), generator)
-        noise_BD = torch.randn(clean_BD.shape, generator=generator)
+        rows = minibatches.draw(step)
+        clean_BD, c_BK, true_score_BD = rows.antithetic() if is_antithetic else rows
+        half = len(clean_BD) // 2 if is_antithetic else len(clean_BD)
+        sigma_B = noise.draw(half, generator)
+        noise_BD = torch.randn(clean_BD[:half].shape, generator=generator)
+        if is_antithetic:
+            sigma_B, noise_BD = sigma_B.repeat(2), torch.cat([noise_BD, -noise_BD])
         moved = [tensor.to(device) for tensor in (clean_BD, noise_BD, sigma_B, c_BK)]
+        known_BD = None if true_score_BD is None else true_score_BD.to(device)
 
         # Denoising score matching with EDM's weight, and the dual term (models/losses.py).
-        losses = denoising_and_dual(model, *moved)
+        is_steady = is_antithetic or known_BD is not None
+        losses = denoising_and_dual(model, *moved, true_score_BD=known_BD, is_steady=is_steady)
         denoising, dual = losses.denoising_B.mean(), losses.dual_B.mean()
         loss = denoising + config.dual_weight * dual
         optimizer.zero_grad(set_to_none=True)
@@ -183,7 +203,7 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         average.update(parameters, step)
 
         progress.step = step
-        progress.seconds = time.monotonic() - started
+        progress.seconds = clock() - started
         notes.step(config, progress, (total, float(denoising.detach()), float(dual.detach())))
 
         # Validation fossils say which average is kept.
@@ -214,6 +234,12 @@ def _resumed_config(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
     """The settings a run was begun with, under the limits and on the device now asked for."""
     limits = ("max_seconds", "max_steps", "checkpoint_every_s", "device", "threads")
     return TrainConfig(**stored.to_json() | {name: getattr(asked, name) for name in limits})
+
+
+def _is_antithetic(config: TrainConfig, model: EnergyModel) -> bool:
+    if config.antithetic == "auto":
+        return model.config.body == LATTICE
+    return config.antithetic == "on"
 
 
 def _is_small(model: EnergyModel, batch_size: int) -> bool:
@@ -256,14 +282,13 @@ def _starting_energy(
     data: TrainingData, config: TrainConfig, snapshot: Snapshot | None
 ) -> tuple[RecordEnergy, str | None]:
     """The model at step 0 (or the one that is resumed), and its parent's digest."""
-    network = NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
     parent_path = find_checkpoint(Path(config.parent)) if config.parent and not snapshot else None
     parent_digest = checkpoint_digest(parent_path) if parent_path else None
     start = snapshot.energy if snapshot else load_energy(parent_path) if parent_path else None
     if start is not None:
         if start.layout != data.layout:
             raise ParentMismatch(config.parent or "the checkpoint to resume", "its fields")
-        if start.model.config != network:
+        if start.model.config != network_for(config, data, like=start.model.config):
             raise ParentMismatch(config.parent or "the checkpoint to resume", "its network's sizes")
         start.model.offset_L.zero_()
         # The frame stays the parent's: so generations can be compared, noise for noise.
@@ -275,12 +300,49 @@ def _starting_energy(
         log_std=config.sigma_log_std,
         uniform_fraction=config.sigma_uniform_fraction,
     )
-    frame, base = data.fit()
+    network = network_for(config, data)
+    frame, base = data.fit(Symmetry(network.translation_symmetric, network.sign_symmetric))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights", 0))
         model = EnergyModel(data.layout, network, noise)
     model.load_frame(frame, base)
     return RecordEnergy(data.layout, frame, model, noise, data.bank_MK), None
+
+
+def network_for(
+    config: TrainConfig, data: TrainingData, *, like: NetworkConfig | None = None
+) -> NetworkConfig:
+    """The network that settings mean for these fossils.
+
+    Args:
+        config: Settings; `auto` is decided here.
+        data: The fossils.
+        like: What `auto` means for a run that goes on from such a network.
+    """
+    shape, is_periodic = data.layout.site_shape, data.layout.boundary == PERIODIC
+    body = config.body
+    if body == "auto" and like is not None:
+        body = like.body
+    elif body == "auto":
+        is_field = shape is not None and len(shape) <= 3 and (len(shape) >= 2 or is_periodic)
+        is_field = is_field and min(shape or (0,)) >= _SIDE_MIN
+        body = LATTICE if is_field else MLP
+    if body == MLP:
+        return NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
+    is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
+    if config.symmetry == "auto" and like is not None:
+        is_same = like.translation_symmetric
+    if config.symmetries and not is_periodic:
+        raise BodyDoesNotFit("symmetries of a lattice need a periodic boundary")
+    return NetworkConfig(
+        width=config.field_width,
+        depth=config.field_depth,
+        site_width=0,
+        body=LATTICE,
+        levels=levels_for(shape or ()),
+        translation_symmetric=is_same or bool(config.symmetries),
+        sign_symmetric="sign" in config.symmetries,
+    )
 
 
 def _look(

@@ -37,7 +37,7 @@ from scf.models.record_energy import RecordEnergy
 from scf.storage.partitions import Folder
 from scf.training.checkpoint import load_energy
 from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
-from scf.training.fossils import layout_of
+from scf.training.fossils import layout_of, plan_boundary
 from scf.verification.corruptions import auroc, corruptions_for
 from scf.verification.denoising import (
     HeldOut,
@@ -142,7 +142,7 @@ def read_held_out(plan: BatchPlan, vault: Path, energy: RecordEnergy) -> HeldOut
         NothingToDo: The plan holds nothing out.
     """
     batcher = FossilBatcher(plan, batch_size=512, as_numpy=True, split="held_out", vault_root=vault)
-    if layout_of(batcher) != energy.layout:
+    if layout_of(batcher, boundary=plan_boundary(plan, vault)) != energy.layout:
         raise LayoutMismatch("the plan's fossils have other fields than the model")
     xs, cs, cids, families = [], [], [], []
     for minibatch in batcher.stream_minibatches():

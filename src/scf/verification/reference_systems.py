@@ -8,6 +8,7 @@ standard deviation sigma is known too, `energy(x, sigma)` gives it.
 Shapes: N records, D numbers a record, L sites a side. Everything is float64 numpy.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -159,33 +160,46 @@ class Phi4:
     def action(self, x: Array) -> Array:
         """S(phi), nats, shape (N,)."""
         hops = x * (np.roll(x, -1, axis=-1) + np.roll(x, -1, axis=-2))
-        site = -2 * self.kappa * hops + (1 - 2 * self.lam) * x**2 + self.lam * x**4
+        square = x * x  # numpy's powers above 2 are ten times slower than products
+        site = -2 * self.kappa * hops + (1 - 2 * self.lam) * square + self.lam * square * square
         action: Array = site.sum(axis=(-2, -1))
         return action
 
     def action_gradient(self, x: Array) -> Array:
         """dS/dphi, shape of x."""
         neighbours = sum(np.roll(x, step, axis=axis) for axis in (-1, -2) for step in (-1, 1))
-        gradient: Array = (
-            -2 * self.kappa * neighbours + 2 * (1 - 2 * self.lam) * x + 4 * self.lam * x**3
-        )
+        site = x * (2 * (1 - 2 * self.lam) + 4 * self.lam * x * x)
+        gradient: Array = site - 2 * self.kappa * neighbours
         return gradient
 
+    def stiffness(self) -> Array:
+        """Curvature of S for each Fourier mode, phi^4 replaced by its mean-field mass.
+
+        phi^4 -> 6 <phi^2> phi^2, with <phi^2> solved for in the same approximation; kept above
+        zero where that would make the lattice unstable (the broken phase).
+        """
+        k = 2 * np.pi * np.arange(self.size) / self.size
+        hop = 4 * self.kappa * (np.cos(k)[:, None] + np.cos(k)[None, :])
+        square = 0.5
+        for _ in range(50):
+            curve = np.maximum(2 * (1 - 2 * self.lam) + 12 * self.lam * square - hop, 0.05)
+            square = 0.5 * square + 0.5 * float((1 / curve).mean())
+        stiffness: Array = curve
+        return stiffness
+
     def energy(self, x: Array, sigma: float = 0.0) -> Array:
-        """S + log Z. Raises ValueError for sigma > 0, where no closed form is known."""
+        """S + log Z. Raises ValueError for sigma > 0 (see `verification.oracles`)."""
         _need_clean(sigma)
         return self.action(x) + self.log_z
 
     def score(self, x: Array, sigma: float = 0.0) -> Array:
-        """-dS/dphi. Raises ValueError for sigma > 0 (see `noisy_score_oracle`)."""
+        """-dS/dphi. Raises ValueError for sigma > 0 (see `verification.oracles`)."""
         _need_clean(sigma)
         return -self.action_gradient(x)
 
     def sample(self, num: int, rng: np.random.Generator) -> Array:
-        """One configuration from each of `num` independent chains, 200 trajectories from hot."""
-        x = rng.standard_normal((num, *self.shape)) * 0.8
-        x, _ = hmc(self.action, self.action_gradient, x, rng, trajectories=200)
-        return x
+        """`num` configurations from up to 512 chains, in random order (see `chains`)."""
+        return chains(self, rng.standard_normal, num, rng, step=0.2)
 
     def noisy_score_oracle(
         self, clean: Array, noisy: Array, sigma: float, rng: np.random.Generator, *, draws: int = 64
@@ -305,21 +319,55 @@ class GinzburgLandauChain:
         gradient: Array = hop + 4 * self.step * self.barrier * x * (x**2 - 1)
         return gradient
 
+    def stiffness(self) -> Array:
+        """Curvature of S at the bottom of the wells for each Fourier mode."""
+        k = 2 * np.pi * np.arange(self.length) / self.length
+        stiffness: Array = 2 * (1 - np.cos(k)) / self.step + 8 * self.step * self.barrier
+        return stiffness
+
     def energy(self, x: Array, sigma: float = 0.0) -> Array:
-        """S + log Z. Raises ValueError for sigma > 0, where no closed form is known."""
+        """S + log Z. Raises ValueError for sigma > 0 (see `verification.oracles`)."""
         _need_clean(sigma)
         return self.action(x) + self.log_z
 
     def score(self, x: Array, sigma: float = 0.0) -> Array:
-        """-dS/dphi. Raises ValueError for sigma > 0."""
+        """-dS/dphi. Raises ValueError for sigma > 0 (see `verification.oracles`)."""
         _need_clean(sigma)
         return -self.action_gradient(x)
 
     def sample(self, num: int, rng: np.random.Generator) -> Array:
-        """One configuration from each of `num` chains, 400 trajectories from random signs."""
-        x = rng.choice([-1.0, 1.0], size=(num, 1)) + 0.3 * rng.standard_normal((num, self.length))
-        x, _ = hmc(self.action, self.action_gradient, x, rng, trajectories=400, step=0.15)
-        return x
+        """`num` configurations from up to 512 chains that begin in either well."""
+
+        def start(shape: tuple[int, ...]) -> Array:
+            sign = rng.choice([-1.0, 1.0], size=(shape[0], 1))
+            begun: Array = sign + 0.3 * rng.standard_normal(shape)
+            return begun
+
+        return chains(self, start, num, rng, step=0.15)
+
+
+def chains(
+    system: "Phi4 | GinzburgLandauChain",
+    start: "Callable[[tuple[int, ...]], Array]",
+    num: int,
+    rng: np.random.Generator,
+    *,
+    step: float,
+    burn_in: int = 200,
+    apart: int = 10,
+) -> Array:
+    """`num` configurations by HMC: up to 512 chains, `burn_in` trajectories, one kept in `apart`.
+
+    Returned in random order, so that neighbours are not of one chain.
+    """
+    count = min(num, 512)
+    x = start((count, *system.shape))
+    x, _ = hmc(system.action, system.action_gradient, x, rng, trajectories=burn_in, step=step)
+    kept = [x]
+    while len(kept) * count < num:
+        x, _ = hmc(system.action, system.action_gradient, x, rng, trajectories=apart, step=step)
+        kept.append(x)
+    return rng.permutation(np.concatenate(kept))[:num]
 
 
 def hmc(
@@ -334,13 +382,19 @@ def hmc(
 ) -> tuple[Array, float]:
     """Hamiltonian Monte Carlo on many chains at once (Duane et al. 1987): leapfrog, accept, repeat.
 
+    The step is drawn anew for each trajectory, within 30 per cent of `step`. With a fixed length a
+    mode whose half period it is goes from x to -x for ever and never forgets its amplitude: on the
+    4 x 4 lattice E[x . dS/dx] was 17.1 where 16 is exact.
+
     Returns:
         The last state of each chain, and the mean acceptance.
     """
     axes = tuple(range(1, x.ndim))
     accepted = 0.0
     current = energy(x)
+    nominal = step
     for _ in range(trajectories):
+        step = nominal * rng.uniform(0.7, 1.3)
         momentum = rng.standard_normal(x.shape)
         kinetic = 0.5 * (momentum**2).sum(axis=axes)
         proposal = x
