@@ -1,0 +1,177 @@
+"""`scf service|backup|restore`: keep the daemon running, and what it made safe."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from scf.cli.common import Context, common_options, emit, json_option, talk
+from scf.config import find_home, record_home
+from scf.core.clock import SystemClock
+from scf.core.errors import InputError, OperatorError, UsageError
+
+if TYPE_CHECKING:
+    from scf.daemon.service import Service
+
+KIND_OPTION = click.option(
+    "--kind",
+    type=click.Choice(("systemd", "launchd", "cron")),
+    default=None,
+    help="Default: what this machine has.",
+)
+PASSPHRASE_OPTION = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Its first line protects the keys. Without it you are asked.",
+)
+
+
+@click.group()
+def service() -> None:
+    """Have the daemon started, and started again, by this machine."""
+
+
+@service.command("install")
+@KIND_OPTION
+@click.option("--dry-run", is_flag=True, help="Print what would be written, and do nothing.")
+@common_options
+def service_install(context: Context, kind: str | None, dry_run: bool) -> None:
+    """Install and start it for this user: a systemd unit, a launchd agent or a cron line."""
+    from scf.daemon.service import default_kind
+
+    kind = kind or default_kind()
+    made = _service(context)
+    if dry_run:
+        talk(f"# {made.path(kind) or 'a line of your crontab'}")
+        click.echo(made.text(kind), nl=False)
+        return
+    if not (context.home / "scf.toml").exists():
+        raise OperatorError(f"{context.home}: no home here", remedy="Run `scf init` first.")
+    made.install(kind)
+    talk(f"Installed and started ({kind}). `scf status` shows how it does.")
+    if kind == "systemd":
+        talk("To have it run while you are not logged in: `loginctl enable-linger`.")
+
+
+@service.command("uninstall")
+@KIND_OPTION
+@common_options
+def service_uninstall(context: Context, kind: str | None) -> None:
+    """Stop it and take it away; home and drive are not touched."""
+    from scf.daemon.service import default_kind
+
+    _service(context).uninstall(kind or default_kind())
+    talk("Taken away. Jobs were asked to save their state.")
+
+
+@service.command("status")
+@json_option
+@common_options
+def service_status(context: Context, as_json: bool) -> None:
+    """Whether it is installed, and whether a daemon runs."""
+    from scf.daemon.heartbeat import is_running
+    from scf.daemon.service import KINDS
+
+    made = _service(context)
+    installed = [kind for kind in KINDS if made.is_installed(kind)]
+    running = is_running(context.home)
+    if as_json:
+        emit({"schema_version": 1, "installed": installed, "running": running})
+        return
+    click.echo(
+        f"installed  {', '.join(installed) or 'no'}\nrunning    {'yes' if running else 'no'}"
+    )
+
+
+@click.command()
+@click.option(
+    "--to", "target", type=click.Path(path_type=Path, file_okay=False), required=True,
+    help="A folder on another disk, such as a mounted share.",
+)  # fmt: skip
+@PASSPHRASE_OPTION
+@click.option("--with-vault", is_flag=True, help="The fossils, too.")
+@json_option
+@common_options
+def backup(
+    context: Context, target: Path, passphrase_file: Path | None, with_vault: bool, as_json: bool
+) -> None:
+    """Copy home, keys (encrypted), audit log, proofs, zoo and releases to a folder.
+
+    A second backup to the same folder copies only what is new. Works beside a running daemon. To
+    other machines (ssh, S3, restic) this does not reach yet: copy the folder with a tool of yours.
+    """
+    from scf.daemon.backup import save
+
+    passphrase = _passphrase(passphrase_file, confirm=True)
+    saved = save(context.config, target, passphrase=passphrase, with_vault=with_vault,
+                 clock=SystemClock(), talk=talk)  # fmt: skip
+    if as_json:
+        emit({"schema_version": 1, **saved.to_json()})
+        return
+    click.echo(f"snapshot {saved.snapshot}: {saved.files} files, {saved.new_bytes} bytes new")
+    if not with_vault:
+        talk("The fossils are not in it (`--with-vault`). Keep the passphrase somewhere else.")
+
+
+@click.command()
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True, help="The folder that `scf backup` wrote.",
+)  # fmt: skip
+@click.option("--snapshot", default=None, help="Its name (default: the newest).")
+@PASSPHRASE_OPTION
+@json_option
+@common_options
+def restore(
+    context: Context,
+    source: Path,
+    snapshot: str | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Bring a backup back to an empty home and an empty drive: `--home DIR --root DRIVE`.
+
+    Every file is checked against its digest, the snapshot against the passphrase, the audit log
+    against the foundry's key.
+    """
+    from scf.daemon.backup import restore as bring_back
+
+    root = context.config.need_root()
+    done = bring_back(source, home=context.home, root=root, snapshot=snapshot, talk=talk,
+                      passphrase=_passphrase(passphrase_file, confirm=False))  # fmt: skip
+    if find_home(None, os.environ) != context.home:
+        record_home(context.home)
+    if as_json:
+        emit({"schema_version": 1, **done.to_json()})
+        return
+    click.echo(f"snapshot {done.snapshot}: {done.files} files, {done.audit_entries} audit entries")
+    talk("Brought back." if done.with_vault else "Brought back, without fossils: copy them back or "
+         "ingest them again.")  # fmt: skip
+
+
+def _passphrase(path: Path | None, *, confirm: bool) -> str:
+    """From the first line of a file that others may not read, or asked for; never an argument."""
+    if path is None:
+        return str(
+            click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
+        )
+    try:
+        mode = path.stat().st_mode
+        with path.open(encoding="utf-8") as file:
+            line = file.readline(4096).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if mode & 0o077 and os.name == "posix":
+        raise UsageError(f"{path}: others may read it", remedy=f"Run `chmod 600 {path}`.")
+    return line
+
+
+def _service(context: Context) -> "Service":
+    from scf.daemon.service import Service
+
+    return Service(context.home, context.config.need_root(), Path.home())
+
+
+__all__ = ["backup", "restore", "service"]
