@@ -55,3 +55,27 @@ def test_every_form_becomes_fossils_and_a_second_time_only_duplicates(
         assert {f.specs[0].unit for f in own} == ({""} if name == "matlab" else {"m/s"})
     families = {f.family for f in fossils if f is not None and f.provenance.origin == "bench"}
     assert families == {"bench/simulation-0", "bench/simulation-1"}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_zarr_store_in_a_folder_is_one_origin_whose_chunks_count(
+    foundry: FoundryPlaces, tmp_path: Path, version: int
+) -> None:
+    """A changed chunk is another origin, although no metadata changed."""
+    pytest.importorskip("zarr", reason="extra [netcdf]")
+    dataset = xarray.Dataset({"u": (("time", "y", "x"), U, {"units": "m/s"})})
+    dataset["u"].encoding = {"chunks": (1, 4, 3)}
+    store = tmp_path / "in" / "run" / "a.zarr"
+    dataset.to_zarr(store, zarr_format=version, consolidated=False)
+    chunks = store / "u" / ("c" if version == 3 else "")
+
+    with open_vault(foundry) as vault:
+        first = ingest(vault, tmp_path / "in")
+        origins = {vault.read(cid).provenance.origin for cid in vault.cids()}  # type: ignore[union-attr]
+        last = chunks / ("5/0/0" if version == 3 else "5.0.0")
+        last.write_bytes((chunks / ("4/0/0" if version == 3 else "4.0.0")).read_bytes())
+        changed = ingest(vault, tmp_path / "in")
+
+    assert (first.reader, first.read, first.accepted, first.skipped) == ("zarr", 6, 6, [])
+    assert origins == {"run/a.zarr"}
+    assert changed.accepted == 6  # their provenance names other bytes

@@ -8,7 +8,7 @@ column `observed_at`, `time` or `timestamp` the time, if it has a zone. A row wi
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,15 @@ class ParquetReader(WindowedReader):
         with _open(origin.path) as file:
             columns = _columns(file.schema_arrow, self.windows)
             rows = _rows_at_a_time(file.metadata)
+            units = {c.name: c.unit for c in columns if c.role == "field" and c.unit}
+            about = _About(f"file {origin.name}", units)
             index = 0
             for batch in file.iter_batches(
                 rows, columns=[column.label for column in columns], use_threads=False
             ):
                 taken = [column.take(batch.column(column.label)) for column in columns]
                 for row in range(batch.num_rows):
-                    yield _record(columns, taken, row, index, origin.name)
+                    yield _record(columns, taken, row, index, about)
                     index += 1
 
     def describe(self, path: Path) -> Description:
@@ -99,6 +101,14 @@ class _Column:
     dtype: np.dtype[Any]
     shape: tuple[int, ...] | None
     take: Callable[[Any], Callable[[int], Any]]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What all records of a file share."""
+
+    source: str
+    units: Mapping[str, str]
 
 
 @contextlib.contextmanager
@@ -264,7 +274,7 @@ def _record(
     taken: list[Callable[[int], Any]],
     row: int,
     index: int,
-    origin_name: str,
+    about: _About,
 ) -> Record:
     arrays: dict[str, Array] = {}
     params: dict[str, Any] = {}
@@ -286,12 +296,11 @@ def _record(
                 params[column.name] = value if isinstance(value, str) else value.isoformat()
     except InputError as error:
         return Rejection("row", f"column {column.label!r}: {error}", index=index)
-    units = {column.name: column.unit for column in columns if column.name in arrays}
     return Draft(
         index=index,
-        source=f"file {origin_name}",
+        source=about.source,
         arrays=arrays,
-        units={name: unit for name, unit in units.items() if unit},
+        units=about.units,
         params=params,
         observed_at=observed_at,
         family=family,
