@@ -193,7 +193,7 @@ def _ingest(
             talk(f"      reading {progress.origin}")
 
     with Vault.open(drive, config.home, signer) as vault:
-        ingestor = PrimordialSoupIngestor(vault, progress=tell)
+        ingestor = PrimordialSoupIngestor(vault, progress=tell, home=config.home)
         return [ingestor.ingest(path) for path in files]
 
 

@@ -143,6 +143,7 @@ class Rooms(Shelves):
                 progress=lambda progress: on_progress(progress.read),
                 line_max_bytes=settings.line_max_bytes,
                 shard_bytes=settings.shard_bytes,
+                home=self.config.home,
             )
             return ingestor.ingest(path)
 
