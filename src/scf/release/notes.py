@@ -137,7 +137,7 @@ def _model(contents: Contents, previous: Mapping[str, Any] | None) -> str:
         ("weights", f"in {carrier.name}" if carrier else "in model/"),
         ("run", generation.run_id),
         ("promoted", generation.promoted_at),
-        ("before it", previous["generation"]["name"] if previous else "nothing"),
+        ("in the release before", previous["generation"]["name"] if previous else "nothing"),
     ]
     parts = [
         "## The model",
@@ -172,11 +172,14 @@ def _data(contents: Contents, previous: Mapping[str, Any] | None) -> str:
         f"| {origin.name} | {origin.fossils:,} | {origin.fresh:,} |" for origin in contents.origins
     ]
     excluded = f"; {len(plan.excluded):,} excluded" if plan.excluded else ""
+    where = "evidence/fossils.txt"
+    if contents.carrier is not None:
+        where = f"{where} of {contents.carrier.name}"
     return (
         "## The data\n\n"
         f"{plan.fossils:,} fossils{change}, of which {contents.num_held_out:,} were held out by "
         f"whole families and never trained on{excluded}. Their Merkle root is "
-        f"`{plan.merkle_root}`; evidence/fossils.txt lists every one.\n\n"
+        f"`{plan.merkle_root}`; {where} lists every one.\n\n"
         "| origin | fossils | fresh |\n| --- | --- | --- |\n" + "\n".join(lines)
     )
 

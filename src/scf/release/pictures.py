@@ -4,6 +4,7 @@ No drawing library, so that packing needs none and the same numbers give the sam
 say nothing that the words beside them do not say.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
@@ -125,6 +126,14 @@ class _Scale:
         share = (value - self.low) / (self.high - self.low)
         return round(self._start + share * (self._end - self._start), 2)
 
+    def ticks(self) -> list[float]:
+        """About six round numbers on it: multiples of 1, 2 or 5 times a power of ten."""
+        rough = (self.high - self.low) / 6
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(n * power for n in (1, 2, 5, 10) if n * power >= rough)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [round(n * step, 12) for n in range(first, last + 1)]
+
 
 class _Canvas:
     """Shapes from top to bottom, then the whole file."""
@@ -183,12 +192,11 @@ class _Canvas:
         )
 
     def axis(self, scale: _Scale, y: float) -> None:
-        """Both ends of a scale, in numbers."""
+        """A scale with round numbers on it."""
         self.line(scale(scale.low), y, scale(scale.high), y, _GREY)
-        for share in (0.05, 0.35, 0.65, 0.95):
-            value = scale.low + share * (scale.high - scale.low)
+        for value in scale.ticks():
             self.line(scale(value), y - 3, scale(value), y + 3, _GREY)
-            self.text(scale(value) - 12, y + 16, f"{value:.3g}", _GREY, size=11)
+            self.text(scale(value) - 8, y + 16, f"{value:.6g}", _GREY, size=11)
 
     def svg(self) -> bytes:
         """The file."""

@@ -103,8 +103,9 @@ class SequentialResult:
         return (
             f"not shown to be better than the {opponent}: {self.blocks_there} held-out families "
             f"are all there are, and they do not decide it ({ratio}, {self._bound()}). So few can "
-            f"only show a gain of about {self.visible_sigma:.2g} sigma of {self.sigma_of}; one of "
-            f"{limits.high_sigma:g} sigma takes about {self.needed_about:,}{self._cap()}"
+            f"only show a gain of about {self.visible_sigma:.2g} sigma; one of "
+            f"{limits.high_sigma:g} sigma takes about {self.needed_about:,} families{self._cap()} "
+            f"(sigma: how much the gains of {self.sigma_of} vary)"
         )
 
     def _cap(self) -> str:
