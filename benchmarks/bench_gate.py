@@ -3,7 +3,7 @@
 Simulated: 4,000 candidates a row, each measured on 400 families of ten fossils. The paired gain of
 a fossil has standard deviation 1 (sigma); fossils of a family are correlated with rho. Promoting by
 the mean of 400 fossils, or by tests over single fossils, stands beside it. `whole_gate` runs
-`gate.decide` on reports with five slices of the domain (400 candidates a row).
+`gate.decide` on reports with five slices of the domain (2,000 candidates a row).
 """
 
 import hashlib
@@ -94,7 +94,7 @@ def report_of(means: Floats, sigma: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def whole_gate(gain: float, *, trials: int = 400, slice_gain: float | None = None) -> float:
+def whole_gate(gain: float, *, trials: int = 2000, slice_gain: float | None = None) -> float:
     """Share promoted by `decide`; `slice_gain` is that of one slice of the five."""
     promoted = 0
     for means, sigma in gains(gain, 0.3, trials, seed=9, chunk=100):
