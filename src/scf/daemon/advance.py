@@ -66,7 +66,7 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
         tries = run.tries + step.counts
         if step.counts and tries >= bench.max_attempts:
             step = _park(run, step, bench)
-        else:
+        if isinstance(step, Retry):
             pause_s = backoff_s(tries) if step.waits else 0.0
             later = now + timedelta(seconds=pause_s)
             told = f"{run.state}: {step.reason}"
@@ -122,12 +122,19 @@ def _try_stage(run: Run, bench: Bench, log: Any, *, is_cancelled: bool) -> Step:
         return Retry(f"{type(error).__name__}: {error}")
 
 
-def _park(run: Run, step: Retry, bench: Bench) -> Move:
-    """The tries are used up: end what is open, keep the reason, keep nobody else waiting."""
+def _park(run: Run, step: Retry, bench: Bench) -> Move | Retry:
+    """The tries are used up: end what is open, keep the reason, keep nobody else waiting.
+
+    While a door does not say that a job of the run is told to end, the run is not parked.
+    """
     ends = step.ends
     for attempt in bench.store.attempts(run.run_id):
         if attempt.is_open and (ends is None or ends.attempt_id != attempt.attempt_id):
-            bench.rooms.door.cancel(attempt.attempt_id, at_once=True)
+            try:
+                bench.rooms.door.cancel(attempt.attempt_id, at_once=True)
+            except DoorError as error:
+                reason = f"cannot be parked, its job may run: {error}; {step.reason}"
+                return Retry(reason, counts=False, ends=step.ends)
             ends = AttemptEnd(
                 attempt.attempt_id, str(ExitReason.WORKER_ERROR), {"detail": step.reason}
             )

@@ -24,7 +24,7 @@ from scf.daemon.pipeline import Bench
 from scf.daemon.pulse import Dropped, Pulse, Signs
 from scf.daemon.retention import CLEAN_EVERY_S, clean
 from scf.daemon.rooms import week_of
-from scf.daemon.survey import PRESSED_FROM, Survey, storage_facts
+from scf.daemon.survey import PRESSED_FROM, Survey, read_usage
 from scf.runs.record import Origin, Run
 from scf.runs.state import State
 from scf.storage.failpoint import failpoint
@@ -137,9 +137,10 @@ class Errands:
     def measure_room(self) -> bool:
         """Look at a few more folders; a partition that is pressed is cleaned at once."""
         if self.survey.step():
-            for fact in storage_facts(self.bench.rooms.drive):
-                if fact["used_bytes"] > PRESSED_FROM * fact["budget_bytes"]:
-                    self.log.warning("partition.nearly_full", **fact)
+            drive = self.bench.rooms.drive
+            for name, used in read_usage(drive.root).used_bytes.items():
+                if used > PRESSED_FROM * drive.budgets_bytes[name]:
+                    self.log.warning("partition.nearly_full", partition=name, used_bytes=used)
                     self._clean_at = 0.0
         return False
 

@@ -34,6 +34,7 @@ SAMPLES_KEPT = 240
 # A forecast from less than a day of history is a guess.
 HISTORY_MIN_S = 86_400.0
 DAY_S = 86_400.0
+FORECAST_POINTS = 40
 # A partition that is fuller than this share of its budget is pressed.
 PRESSED_FROM = 0.8
 
@@ -179,7 +180,10 @@ def days_until_full(samples: Sequence[tuple[datetime, float]], budget_bytes: flo
     """
     if not samples or (samples[-1][0] - samples[0][0]).total_seconds() < HISTORY_MIN_S:
         return None
-    points = [((at - samples[0][0]).total_seconds() / DAY_S, size) for at, size in samples]
+    # The first, the last, and enough between them: the pairs are the square of their number.
+    step = max(1, (len(samples) - 1) // (FORECAST_POINTS - 1))
+    chosen = [*samples[:-1:step], samples[-1]]
+    points = [((at - samples[0][0]).total_seconds() / DAY_S, size) for at, size in chosen]
     slopes = [
         (later[1] - earlier[1]) / (later[0] - earlier[0])
         for index, earlier in enumerate(points)
