@@ -110,3 +110,19 @@ def test_not_safetensors_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "digests.json").write_text(json.dumps(digests_of(files)))
     with pytest.raises(CheckpointDamaged, match="not readable safetensors"):
         load_energy(tmp_path)
+
+
+def test_a_checkpoint_of_0_1_still_loads_and_resumes(tmp_path: Path) -> None:
+    """Its config knows nothing of bodies, symmetries or boundaries: it is an mlp without any."""
+    made = snapshot(10)
+    config = config_of(made)
+    config["network"] = {name: config["network"][name] for name in ("width", "depth", "site_width")}
+    for name in ("body", "field_width", "field_depth", "symmetry", "antithetic"):
+        del config["training"][name]
+    write_final(Folder.at(tmp_path), config, made)
+    x, c = gaussian_points(20, seed=1), np.zeros((20, 0))
+    loaded = load_energy(tmp_path)
+    np.testing.assert_array_equal(loaded.energy(x, 0.3, c), made.energy.energy(x, 0.3, c))
+    stored, found = load_snapshot(tmp_path)
+    assert TrainConfig.from_json(stored["training"]) == TrainConfig()
+    assert found.energy.model.config == made.energy.model.config

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("models", "train", "Train an energy-based diffusion model."),
     "score": ("models", "score", "Energy of each fossil under a model."),
     "sample": ("models", "sample", "Draw samples from a model."),
+    "verify-science": ("models", "verify_science", "Train where the truth is known; compare."),
     "zoo": ("evidence", "zoo", "Generations: list, show, roll back."),
     "proof": ("evidence", "proof", "Verify proof records."),
     "audit": ("evidence", "audit", "Check the audit log, prove an entry."),

@@ -1,4 +1,4 @@
-"""`scf train`, `scf score`, `scf sample`: each starts its program with the same Python.
+"""`scf train`, `score`, `sample`, `verify-science`: each starts its program with the same Python.
 
 They run as processes of their own, so that the command line never loads torch.
 """
@@ -93,6 +93,34 @@ def sample(context: Context, model: Path, **options: object) -> int:
         if value is not None:
             arguments += [f"--{name}", str(value)]
     return _run("scf.verification.sample", arguments)
+
+
+@click.command("verify-science")
+@click.option(
+    "--system",
+    multiple=True,
+    metavar="NAME",
+    help="gaussian-field, ring, phi4, phi4-known-score, ginzburg-landau; default: all.",
+)
+@click.option("--seconds", type=float, help="CPU seconds of training a system (default 45).")
+@click.option("--seed", type=int, help="Of records, training and measuring.")
+@click.option("--out", type=_FOLDER, help="Folder for report and pictures (./verify-science).")
+@json_option
+@common_options
+def verify_science(
+    context: Context, system: tuple[str, ...], as_json: bool, **options: object
+) -> int:
+    """Train on systems whose energy is known exactly, and compare.
+
+    Prints what is asked beside what was measured; exit code 5 where a figure is missed.
+    """
+    del context
+    arguments = [part for name in system for part in ("--system", name)]
+    for name, value in options.items():
+        if value is not None:
+            arguments += [f"--{name}", str(value)]
+    module = "scf.verification.verify_science"
+    return _run(module, [*arguments, *(["--json"] if as_json else [])])
 
 
 def _run(module: str, arguments: list[str]) -> int:

@@ -28,7 +28,8 @@ _DAMPING = 0.7
 class LatticeSystem(Protocol):
     """A density exp(-S) / Z on a periodic lattice."""
 
-    log_z: float
+    @property
+    def log_z(self) -> float: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...

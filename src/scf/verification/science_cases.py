@@ -1,0 +1,172 @@
+"""What `scf verify-science` trains on and what it asks for: one case a system.
+
+The figures asked for are those of docs/science.md section 10. Noise levels are in units of the
+standard deviation of the system's numbers, unless the case has a unit of its own.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scf.verification.oracles import smoothed
+from scf.verification.reference_systems import (
+    Array,
+    GaussianField,
+    GaussianMixture,
+    GinzburgLandauChain,
+    Phi4,
+)
+
+System = GaussianField | GaussianMixture | Phi4 | GinzburgLandauChain
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure asked for: at least or at most a bound.
+
+    Attributes:
+        figure: Name among the measured figures.
+        bound: What is asked.
+        at_least: The direction.
+    """
+
+    figure: str
+    bound: float
+    at_least: bool = False
+
+    def is_met(self, value: float) -> bool:
+        """Whether a measured figure keeps the bound; what is not a number does not."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training and its questions.
+
+    Attributes:
+        name: What `--system` says.
+        about: One line for the table.
+        make: Builds the system; its normaliser is known or estimated with the generator.
+        num: Records to train on.
+        levels: Noise levels at which energies and scores are measured.
+        targets: Figures asked for.
+        settings: Of the training (`TrainConfig`), beside the time.
+        has_true_score: The score of the clean density is given to the training.
+        unit: What noise levels are counted in; None for the standard deviation of the numbers.
+    """
+
+    name: str
+    about: str
+    make: Callable[[np.random.Generator], System]
+    num: int
+    levels: tuple[float, ...]
+    targets: tuple[Target, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    has_true_score: bool = False
+    unit: float | None = None
+
+
+class Truth:
+    """Energy and score of a system smoothed by sigma: closed forms, or the oracle's."""
+
+    def __init__(self, system: System, rng: np.random.Generator) -> None:
+        self._system = system
+        self._rng = rng
+
+    def at(self, noisy: Array, sigma: float) -> tuple[Array, Array, float]:
+        """Energies (N,), scores (like `noisy`), and the standard error of the energies."""
+        system = self._system
+        if isinstance(system, GaussianField | GaussianMixture):
+            return system.energy(noisy, sigma), system.score(noisy, sigma), 0.0
+        found = smoothed(system, noisy, sigma, self._rng, draws=256)
+        return found.energy, found.score, float(found.energy_error.max())
+
+
+def _phi4(rng: np.random.Generator) -> Phi4:
+    return Phi4(8).with_log_z(rng, chains=1000, levels=100)
+
+
+_LATTICE = {"learning_rate": 5e-3, "symmetry": "translation,sign", "batch_size": 256}
+
+CASES: tuple[Case, ...] = (
+    Case(
+        name="gaussian-field",
+        about="Gaussian random field, 16 x 16, spectrum (1 + k^2/4)^-2",
+        make=lambda _: GaussianField.power_law(16),
+        num=8000,
+        levels=(0.05, 0.1, 0.2, 0.5, 1.0, 3.0),
+        targets=(
+            Target("score_error@0.1", 0.10),
+            Target("score_error@1", 0.02),
+            Target("log_z_error_per_site@0.1", 0.006),
+            Target("spectrum_error_median", 0.05),
+        ),
+        settings={"batch_size": 64},
+    ),
+    Case(
+        name="ring",
+        about="eight Gaussians on a ring of radius 1, weights 1 to 8, width 0.1 (sigma likewise)",
+        make=lambda _: GaussianMixture.ring(),
+        num=8000,
+        levels=(0.05, 0.1, 0.2, 0.5, 1.0),
+        targets=(
+            Target("energy_correlation@0.1", 0.996, at_least=True),
+            Target("energy_mae@0.1", 0.066),
+            Target("grid_kl@0.1", 0.0057),
+            Target("log_z_error_per_site@0.1", 0.02),
+        ),
+        settings={"width": 96, "batch_size": 256, "antithetic": "on", "dual_weight": 0.5},
+        unit=1.0,
+    ),
+    Case(
+        name="phi4",
+        about="lattice phi^4, 8 x 8, kappa 0.21, lambda 0.022, from configurations alone",
+        make=_phi4,
+        num=20_000,
+        levels=(0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
+        targets=(
+            Target("energy_correlation@0.2", 0.998, at_least=True),
+            Target("energy_mae@0.2", 0.35),
+            Target("log_z_error_per_site@0.1", 0.006),
+            Target("auroc_gap_max", 0.005),
+        ),
+        settings=_LATTICE | {"field_width": 8},
+    ),
+    Case(
+        name="phi4-known-score",
+        about="the same, with the true score in the training targets",
+        make=_phi4,
+        num=20_000,
+        levels=(0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
+        targets=(
+            Target("energy_correlation@0.1", 0.9998, at_least=True),
+            Target("energy_mae@0.1", 0.1),
+            Target("ess@0.1", 0.9, at_least=True),
+            Target("clean_ess@0.1", 0.9, at_least=True),
+            Target("log_z_error_per_site@0.1", 0.006),
+            Target("auroc_gap_max", 0.005),
+        ),
+        settings=_LATTICE | {"batch_size": 128},
+        has_true_score=True,
+    ),
+    Case(
+        name="ginzburg-landau",
+        about="chain of 32 double wells, barrier 1, normaliser by transfer matrix",
+        make=lambda _: dataclasses.replace(GinzburgLandauChain()),
+        num=20_000,
+        levels=(0.05, 0.1, 0.2),
+        targets=(
+            Target("energy_correlation@0.2", 0.99, at_least=True),
+            Target("log_z_error_per_site@0.1", 0.02),
+        ),
+        settings=_LATTICE | {"field_width": 12},
+    ),
+)
+
+
+def case_named(name: str) -> Case:
+    """The case that `--system` means. Raises KeyError."""
+    return {case.name: case for case in CASES}[name]
