@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,6 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from scf.config import load_config
-from scf.control.control_file import ControlFile
 from scf.core.clock import SystemClock
 from scf.daemon.conductor import Conductor
 from scf.daemon.heartbeat import read_state
@@ -83,13 +81,9 @@ def _latency(base: Path, gear: str) -> dict[str, Any]:
     from scf.signing.keys import load_signer
 
     signer = load_signer(works.home / "keys", "vault")
-    config = load_config(works.home, environment={})
-    thread = threading.Thread(
-        target=lambda: run_daemon(config, gear=gear, open_door=lambda *_: _Hopeless()), daemon=True
-    )
     # What the vault holds before anybody looks: enough for two families.
     _commit(works, signer, range(128))
-    thread.start()
+    child = subprocess.Popen([sys.executable, __file__, str(works.home), gear])
     _wait(lambda: read_state(works.home).get("state") in {"IDLE", "WORKING"})
     time.sleep(1.0)
     delays_ms = []
@@ -99,8 +93,8 @@ def _latency(base: Path, gear: str) -> dict[str, Any]:
         committed = _commit(works, signer, range(1000 + n, 1001 + n))
         runs = _wait(lambda want=n + 2: _runs(works, want))
         delays_ms.append(1e3 * (datetime.fromisoformat(runs[-1]).timestamp() - committed))
-    ControlFile(works.home).put("STOP", {"mode": "now"}, now=datetime.now(UTC))
-    thread.join(timeout=10)
+    child.terminate()
+    child.wait()
     delays_ms.sort()
     return {
         f"intent_{gear.lower()}_p50_ms (<= 15, vault of {INTENTS} shards)": round(
@@ -258,3 +252,11 @@ def _months() -> dict[str, Any]:
         "months_with_a_loss_or_a_repetition (0)": len(failed),
         "failing_seeds": failed,
     }
+
+
+if __name__ == "__main__":
+    run_daemon(
+        load_config(Path(sys.argv[1]), environment={}),
+        gear=sys.argv[2],
+        open_door=lambda *_: _Hopeless(),
+    )

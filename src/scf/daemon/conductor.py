@@ -6,6 +6,7 @@ crash is a tick like any other: what was to be done is in `runs.db`, and every s
 twice.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -116,6 +117,11 @@ class Conductor:
         self._told_of = ""
         self._full: BudgetExceeded | None = None
         self._num_due = 0
+        # As texts, since they are looked at many times a second.
+        self._watched = [str(config.home / CONTROL_NAME), str(self.lock.path)]
+        if config.root is not None:
+            self._watched.append(str(config.root / "fossil_vault" / JOURNAL))
+        self._mark = self._look()
         # Called within long errands, so that whoever watches the process does not lose patience.
         self.still_alive: Callable[[], None] = lambda: None
         self.waker = open_waker(clock, is_real_time=isinstance(clock, SystemClock))
@@ -155,6 +161,7 @@ class Conductor:
 
     def tick(self) -> Tick:
         """Do a bounded amount of what is to be done now."""
+        self._mark = self._look()
         try:
             self.operator.obey()
             tick = self._work()
@@ -176,6 +183,21 @@ class Conductor:
         """Something may have happened on the drive."""
         if self._errands is not None:
             self._errands.pulse.hint()
+
+    def has_news(self) -> bool:
+        """Whether the commands, the emergency lock or the journal changed since the last tick."""
+        return self._look() != self._mark
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        found: list[tuple[int, int, int] | None] = []
+        for path in self._watched:
+            try:
+                stat = os.lstat(path)
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        return found
 
     def has_running_jobs(self) -> bool:
         """Whether a job that we started is running."""

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scf.core.errors import InputError, ScfError
 from scf.daemon.commands import limit_of
@@ -25,8 +25,9 @@ from scf.runs.state import RESTING, State
 from scf.runs.store import RunStore
 from scf.storage import durable
 from scf.storage.partitions import Folder
-from scf.verification.report import read_report
-from scf.zoo.registry import Generation
+
+if TYPE_CHECKING:
+    from scf.zoo.registry import Generation
 
 CLEAN_EVERY_S = 3600.0
 # A cache that is pressed is emptied, oldest first, down to this share of its budget.
@@ -105,9 +106,9 @@ def _clean_local_jobs(rooms: Rooms, store: RunStore) -> list[Removal]:
 def _clean_zoo(rooms: Rooms, *, keep: int) -> list[Removal]:
     """Generations beyond the last `keep`, but for released ones, the champion and the best."""
     folder = rooms.drive.folder("model_zoo")
+    if len(list(folder.path.glob("ebdm_gen*"))) <= keep:
+        return []  # most often so: the zoo's libraries are not even loaded
     generations = rooms.zoo().generations()
-    if len(generations) <= keep:
-        return []
     try:
         kept = _released(rooms)
     except ScfError:
@@ -124,7 +125,7 @@ def _clean_zoo(rooms: Rooms, *, keep: int) -> list[Removal]:
     return removed
 
 
-def _log_before(rooms: Rooms, generation: Generation) -> None:
+def _log_before(rooms: Rooms, generation: "Generation") -> None:
     """What goes is in the audit log first, with what it was."""
     details: Mapping[str, Any] = {
         "run": generation.run_id,
@@ -141,8 +142,10 @@ def _released(rooms: Rooms) -> set[str]:
     return {rooms.generation_in(folder) for folder in folders}
 
 
-def _best(generations: list[Generation]) -> Generation | None:
+def _best(generations: "list[Generation]") -> "Generation | None":
     """The one with the lowest held-out loss, among those whose report can be read."""
+    from scf.verification.report import read_report
+
     losses: list[tuple[float, int]] = []
     for index, generation in enumerate(generations):
         with contextlib.suppress(InputError):

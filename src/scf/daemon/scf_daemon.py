@@ -26,10 +26,10 @@ from scf.daemon.notify import Manager
 from scf.daemon.rooms import OpenDoor, open_local_door
 from scf.storage.instance_lock import instance_lock
 
-# The emergency lock is looked at this often while the loop sleeps, whatever the gear.
-LOCK_LOOK_S = 0.1
 # Somebody sits and waits for `--until-idle`, so its pace is at least this.
 HASTY_FLOOR_S = 0.1
+# While nothing is left to do, a whole tick is made at least this often in the fast gears.
+QUIET_S = 1.0
 # After a stop, jobs may save their state for so long; then the daemon leaves, and they go on.
 STOP_WAIT_S = 45.0
 
@@ -112,18 +112,23 @@ def _loop(
         if not tick.did:
             floor_s = GEAR_FLOORS_S[gear] if gear else conductor.operator.floor_s
             is_quick = until_idle or conductor.operator.stopping is not None
-            _sleep(conductor, min(floor_s, HASTY_FLOOR_S) if is_quick else floor_s, clock)
+            pause_s = min(floor_s, HASTY_FLOOR_S) if is_quick else floor_s
+            _sleep(conductor, pause_s, clock, is_idle=tick.is_idle and not is_quick)
 
 
-def _sleep(conductor: Conductor, pause_s: float, clock: Clock) -> None:
-    """Wait, but not through something that happens, nor a signal to stop."""
-    was_set, was_stopping = conductor.lock.is_set, conductor.operator.stopping
-    end = clock.monotonic() + pause_s
+def _sleep(conductor: Conductor, pause_s: float, clock: Clock, *, is_idle: bool) -> None:
+    """Wait, but not through something that happens, nor a signal to stop.
+
+    While nothing is left to do, a look at three files stands for a tick in the fast gears; a whole
+    tick is made every `QUIET_S` all the same.
+    """
+    was_stopping = conductor.operator.stopping
+    end = clock.monotonic() + (max(pause_s, QUIET_S) if is_idle else pause_s)
     while (left_s := end - clock.monotonic()) > 0:
-        if conductor.waker.wait(min(left_s, LOCK_LOOK_S)):
+        if conductor.waker.wait(min(left_s, pause_s, conductor.waker.look_s)):
             conductor.hint()
             return
-        if conductor.lock.is_set != was_set or conductor.operator.stopping != was_stopping:
+        if conductor.has_news() or conductor.operator.stopping != was_stopping:
             return
 
 

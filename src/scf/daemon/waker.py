@@ -29,7 +29,15 @@ _WATCHFILES_STEP_MS = 50
 
 
 class Waker(Protocol):
-    """Watches a few folders, not what is below them."""
+    """Watches a few folders, not what is below them.
+
+    Attributes:
+        look_s: How long one may sleep before looking at the emergency lock all the same. Nothing is
+            started between two looks of the loop, and a job looks for itself, so this only bounds
+            how late the daemon shows that it is locked.
+    """
+
+    look_s: float
 
     def watch(self, folder: Path, is_of_interest: NameFilter) -> None:
         """Wake when a name in `folder` for which the filter says so is written, made or removed.
@@ -47,6 +55,8 @@ class Waker(Protocol):
 class Sleeper:
     """Wakes for nothing: sleeps by the clock."""
 
+    look_s = 0.1
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
@@ -63,6 +73,8 @@ class Sleeper:
 
 class InotifyWaker:
     """Woken by the Linux kernel. Raises OSError where it has no inotify to give."""
+
+    look_s = 0.5
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -102,6 +114,8 @@ class InotifyWaker:
 
 class WatchfilesWaker:
     """Woken by `watchfiles`. Raises ImportError where that is absent."""
+
+    look_s = 0.1
 
     def __init__(self) -> None:
         import watchfiles

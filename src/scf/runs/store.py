@@ -10,6 +10,7 @@ log has it (`mark_audited`), in order.
 """
 
 import contextlib
+import copy
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -40,6 +41,7 @@ from scf.storage.database import open_database, transaction
 from scf.storage.failpoint import failpoint
 
 DATABASE_NAME = "runs.db"
+RUNS_REMEMBERED_MAX = 64
 
 MIGRATIONS = (
     """
@@ -126,6 +128,10 @@ class RunStore:
     def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
         self._db = connection
         self._clock = clock
+        # An idle pulse asks the same things again and again. This process alone writes, so what
+        # was read stays true until its next write.
+        self._settings: dict[str, Any] | None = None
+        self._resting: dict[tuple[State, ...], list[Run]] = {}
 
     @classmethod
     def open(cls, home: Path, clock: Clock) -> "RunStore":
@@ -191,12 +197,18 @@ class RunStore:
 
     def runs(self, states: Collection[State] | None = None, *, limit: int = -1) -> list[Run]:
         """Runs, oldest first; those in `states` only, if given; the newest `limit`, if given."""
+        key = tuple(sorted(states)) if states is not None and limit < 0 else None
+        if key is not None and key in self._resting:
+            return list(self._resting[key])
         where = "" if states is None else f"WHERE state IN ({', '.join('?' * len(states))})"
         rows = self._db.execute(
             f"SELECT * FROM runs {where} ORDER BY created_at DESC, rowid DESC LIMIT ?",  # noqa: S608
             (*(states or ()), limit),
         ).fetchall()
-        return [run_of(row) for row in reversed(rows)]
+        found = [run_of(row) for row in reversed(rows)]
+        if key is not None and len(found) <= RUNS_REMEMBERED_MAX:
+            self._resting[key] = found
+        return list(found)
 
     def counts(self) -> dict[str, int]:
         """How many runs stand in each state that has any."""
@@ -426,8 +438,10 @@ class RunStore:
 
     def get(self, key: str, default: Any = None) -> Any:
         """A remembered value, JSON."""
-        row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row["value"])
+        if self._settings is None:
+            rows = self._db.execute("SELECT key, value FROM settings").fetchall()
+            self._settings = {row["key"]: json.loads(row["value"]) for row in rows}
+        return copy.deepcopy(self._settings.get(key, default))
 
     def set(self, key: str, value: Any) -> None:
         """Remember a value, JSON."""
@@ -464,6 +478,8 @@ class RunStore:
 
     @contextlib.contextmanager
     def _commit(self) -> Iterator[None]:
+        self._settings = None
+        self._resting.clear()
         try:
             with transaction(self._db):
                 yield
@@ -475,6 +491,9 @@ class RunStore:
                     remedy="Free room on the internal disk.",
                 ) from error
             raise
+        finally:
+            self._settings = None
+            self._resting.clear()
         failpoint("runs.after_commit")
 
     def _now(self) -> str:
