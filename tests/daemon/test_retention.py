@@ -141,7 +141,7 @@ def test_budgets_are_shown_with_what_is_used(
     text = capsys.readouterr().out
     assert "usd_month: 40.00 USD (0.00 spent)" in text
     assert "fossil_vault: " in text
-    assert works.cli("budget", "--json") == 0
+    assert works.cli("budget", "show", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {row["partition"] for row in told["storage"]} >= {"fossil_vault", "zk_proofs"}
     assert told["limits"]["usd_month"]["limit"] == 40.0

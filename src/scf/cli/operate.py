@@ -158,17 +158,24 @@ def cancel(context: Context, run_id: str) -> None:
 
 
 @click.group(invoke_without_command=True)
+@common_options
+def budget(context: Context) -> None:
+    """Show the limits (room per partition with its forecast, money, what is kept), or set one."""
+    if click.get_current_context().invoked_subcommand is None:
+        _show_budget(context, as_json=False)
+
+
+@budget.command("show")
 @json_option
 @common_options
-def budget(context: Context, as_json: bool) -> None:
-    """Show the limits: room per partition with its forecast, money, what is kept.
+def budget_show(context: Context, as_json: bool) -> None:
+    """Every limit, what is used of it, and until when it will do."""
+    _show_budget(context, as_json=as_json)
 
-    `scf budget set NAME LIMIT` sets one, such as `fossil_vault "1.2 TB"` or `usd_month 40`.
-    """
+
+def _show_budget(context: Context, *, as_json: bool) -> None:
     from scf.daemon.standing import limits, limits_text
 
-    if click.get_current_context().invoked_subcommand is not None:
-        return
     found = limits(context.config, SystemClock())
     if as_json:
         emit(found)
@@ -181,7 +188,7 @@ def budget(context: Context, as_json: bool) -> None:
 @click.argument("limit")
 @common_options
 def budget_set(context: Context, name: str, limit: str) -> None:
-    """Set a limit; it is kept until it is set again."""
+    """Set a limit, such as `fossil_vault "1.2 TB"` or `usd_month 40`; kept until set again."""
     check_limit(name, limit)
     _ask(context, "SET_BUDGET", {"budget": name, "limit": limit})
 
