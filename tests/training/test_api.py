@@ -180,3 +180,32 @@ def test_symmetries_are_asked_for_by_name() -> None:
     for settings in ({"symmetry": "mirror"}, {"symmetry": "sign"}, {"body": "cnn"}):
         with pytest.raises(UsageError):
             scf.fit(x, **FIELD | settings)
+
+
+def test_known_numbers_are_held_and_the_rest_is_drawn(points: scf.Model) -> None:
+    """Inpainting by energy: x1 given x0 is the regression of a Gaussian; NaN marks the unknown."""
+    drawn = points.sample(400, steps=6, condition={"x": [3.0, np.nan]})
+    assert (drawn[:, 0] == 3.0).all()
+    assert drawn[:, 1].mean() == pytest.approx(-2 + 0.4 * (3 - 1), abs=0.2)
+    mixed = np.array([[3.0, np.nan], [np.nan, -2.0], [1.0, 1.0]])
+    found = points.sample(3, steps=4, condition={"x": mixed})
+    np.testing.assert_array_equal(np.where(np.isnan(mixed), found, mixed), found)
+    with pytest.raises(LayoutMismatch, match="known field"):
+        points.sample(3, condition={"x": np.zeros((2, 5))})
+
+
+def test_a_whole_channel_may_be_known(days: scf.Model) -> None:
+    arrays, _ = solar_days(3, seed=2)
+    found = days.sample(
+        3, steps=3, condition={name: arrays[name] for name in ("cos_zenith", "dni", "dhi")}
+    )
+    np.testing.assert_array_equal(found["dni"], arrays["dni"])
+    assert np.isfinite(found["ghi"]).all()
+
+
+@pytest.mark.parametrize("sampler", ["smc", "langevin"])
+def test_other_samplers_draw_records_too(points: scf.Model, sampler: str) -> None:
+    x = points.sample(500, steps=10, sampler=sampler)
+    assert np.abs(x.mean(0) - [1.0, -2.0]).max() < 0.3
+    with pytest.raises(UsageError, match="gibbs"):
+        points.sample(1, sampler="gibbs")

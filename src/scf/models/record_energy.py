@@ -19,8 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scf.models.completion import complete
 from scf.models.energy_model import EnergyModel
 from scf.models.frame import Frame
+from scf.models.monte_carlo import annealed_langevin, smc
 from scf.models.noise import NoiseRange
 from scf.models.record import Floats, RecordLayout
 from scf.models.samplers import heun, mala
@@ -155,6 +157,51 @@ class RecordEnergy:
                 z = heun(self.model, self.noise, c, steps=steps, generator=generator)
             parts.append(z.cpu().double().numpy())
         return self.frame.to_data(np.concatenate(parts))
+
+    def draw(
+        self,
+        given_NK: Floats,
+        *,
+        sampler: str,
+        steps: int,
+        generator: torch.Generator,
+        langevin_steps: int = 0,
+    ) -> tuple[Floats, Floats]:
+        """Records x (N, D) and their given numbers, by `heun`, `smc` or `langevin`.
+
+        Weighted particles may keep some given numbers and drop others; else these are as asked for.
+        """
+        if sampler == "heun":
+            x_ND = self.sample(
+                given_NK, steps=steps, generator=generator, langevin_steps=langevin_steps
+            )
+            return x_ND, given_NK
+        _, c_NK = self._to_model(np.zeros((len(given_NK), self.layout.size)), given_NK)
+        if sampler == "smc":
+            drawn = smc(self.model, self.noise, c_NK, levels=steps, generator=generator)
+            frame = self.frame
+            given = frame.given_shift_K + frame.given_scale_K * drawn.c_BK.cpu().double().numpy()
+            return self.frame.to_data(drawn.z_BD.detach().cpu().double().numpy()), given
+        z = annealed_langevin(self.model, self.noise, c_NK, levels=steps, generator=generator)
+        return self.frame.to_data(z.detach().cpu().double().numpy()), given_NK
+
+    def complete(
+        self,
+        x_ND: Floats,
+        is_known_D: npt.NDArray[np.bool_],
+        given_NK: Floats,
+        *,
+        steps: int,
+        generator: torch.Generator,
+    ) -> Floats:
+        """Records (N, D) with the known numbers of `x_ND` held, the others drawn given them."""
+        filled_ND = np.where(is_known_D, x_ND, self.frame.shift_D)
+        z_ND, c_NK = self._to_model(filled_ND, given_NK)
+        mask_D = torch.from_numpy(is_known_D).to(z_ND.device)
+        z = complete(self.model, self.noise, z_ND, mask_D, c_NK, levels=steps, generator=generator)
+        drawn_ND = self.frame.to_data(z.detach().cpu().double().numpy())
+        found: Floats = np.where(is_known_D, x_ND, drawn_ND)
+        return found
 
     def to_model(self, x_ND: Floats, given_NK: Floats) -> tuple[Tensor, Tensor]:
         """Give z (N, D) and c (N, K) of the model, float32 on its device."""

@@ -48,6 +48,7 @@ from scf.training.train_ebdm import train
 # The name of the field where an array comes without one.
 ONLY_FIELD = "x"
 _ROWS_AT_ONCE = 4096
+SAMPLERS = ("heun", "smc", "langevin")
 
 Records = Any  # an array or tensor [N, *shape], or a mapping of them by field name
 
@@ -170,6 +171,7 @@ class Model:
         *,
         steps: int = 32,
         condition: Mapping[str, Any] | None = None,
+        sampler: str = "heun",
         langevin_steps: int = 0,
         seed: int = 0,
     ) -> Any:
@@ -177,27 +179,79 @@ class Model:
 
         Args:
             n: How many.
-            steps: Noise levels of the Heun solver, at least 2.
-            condition: The given fields: [n, *shape], or [*shape] for all alike. Without it they are
-                those of training records drawn at random, and are part of the answer.
-            langevin_steps: Metropolis-adjusted Langevin steps at the smallest trained sigma, which
-                turn what the solver got wrong into rejections.
+            steps: Noise levels, at least 2.
+            condition: What is known, [n, *shape] or [*shape] for all alike. Given fields: without
+                them they are those of training records drawn at random, and part of the answer.
+                Modelled fields: held as they are, and the rest is drawn given them by
+                `models.completion`; NaN marks numbers that are not known (inpainting).
+            sampler: `heun` (probability-flow ODE), `smc` (weighted particles, exact as n grows) or
+                `langevin` (annealed, unadjusted). Not used where modelled fields are known.
+            langevin_steps: After `heun`, Metropolis-adjusted Langevin steps at the smallest trained
+                sigma, which turn what the solver got wrong into rejections.
             seed: The same seed gives the same records on a CPU.
+
+        Raises:
+            LayoutMismatch: A condition that is not a field of the model, or is shaped otherwise.
+            UsageError: Numbers out of range, or an unknown sampler.
         """
         if n < 1 or steps < 2 or langevin_steps < 0:
             raise UsageError("sample: n >= 1, steps >= 2 and langevin_steps >= 0 are needed")
+        if sampler not in SAMPLERS:
+            raise UsageError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
+        condition = dict(condition or {})
+        modelled = {field.name for field in self.layout.modelled}
+        known = {name: condition.pop(name) for name in list(condition) if name in modelled}
         generator = torch.Generator().manual_seed(seed)
-        drawn = self.layout.given and not condition
-        given_NK = self.energies.draw_given(n, generator) if drawn else self._given(condition, n)
-        x_ND = self.energies.sample(
-            given_NK, steps=steps, generator=generator, langevin_steps=langevin_steps
-        )
+        is_drawn = bool(self.layout.given) and not condition
+        given_NK = self.energies.draw_given(n, generator) if is_drawn else self._given(condition, n)
+        if known:
+            x_ND = self._complete(known, given_NK, steps=steps, generator=generator)
+        else:
+            x_ND, given_NK = self.energies.draw(
+                given_NK,
+                sampler=sampler,
+                steps=steps,
+                generator=generator,
+                langevin_steps=langevin_steps,
+            )
         arrays: dict[str, Any] = dict(self.layout.unpack(x_ND))
-        if drawn:
+        if is_drawn or sampler == "smc":
             arrays |= self.layout.unpack(given_NK, given=True)
-        if _a_tensor(condition) is not None:
+        if _a_tensor({**known, **condition}) is not None:
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+    def _complete(
+        self,
+        known: Mapping[str, Any],
+        given_NK: Floats,
+        *,
+        steps: int,
+        generator: torch.Generator,
+    ) -> Floats:
+        """Records (N, D) with the known numbers held and the others drawn given them."""
+        num = len(given_NK)
+        arrays = {}
+        for field in self.layout.modelled:
+            array = as_numpy(known.get(field.name, np.nan)).astype(np.float64)
+            try:
+                arrays[field.name] = np.broadcast_to(array, (num, *field.shape))
+            except ValueError:
+                raise LayoutMismatch(
+                    f"known field {field.name!r} has shape {list(array.shape)}, expected "
+                    f"{[num, *field.shape]} or {list(field.shape)}"
+                ) from None
+        x_ND = self.layout.pack_modelled(arrays)
+        is_known_ND = ~np.isnan(x_ND)
+        drawn_ND = np.empty_like(x_ND)
+        # Records with the same numbers known are completed together.
+        patterns, group_N = np.unique(is_known_ND, axis=0, return_inverse=True)
+        for index, is_known_D in enumerate(patterns):
+            rows = group_N.reshape(-1) == index
+            drawn_ND[rows] = self.energies.complete(
+                x_ND[rows], is_known_D, given_NK[rows], steps=steps, generator=generator
+            )
+        return drawn_ND
 
     def save(self, path: Path | str) -> Path:
         """Write the checkpoint into a folder; `scf.load(path)` and `scf score` read it."""

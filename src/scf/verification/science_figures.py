@@ -1,8 +1,8 @@
 """The figures of a model on a system whose truth is known.
 
 All sigma are in the case's unit (mostly the standard deviation of the system's numbers). Energies
-are compared on records that carry the noise they are scored with, drawn anew: -ln p(y; sigma) against
-the truth's, normaliser included.
+are compared on records that carry the noise they are scored with, drawn anew: -ln p(y; sigma)
+against the truth's, normaliser included.
 
 * score_error: |s - s_true| / |s_true|, over all records and numbers.
 * energy_correlation, energy_mae: of E and E_true; the mean absolute error (nats) after the mean
