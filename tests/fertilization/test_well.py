@@ -285,7 +285,9 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, kept: int) -> None:
         read(tmp_path / "a.h5")
 
 
-def test_a_record_past_the_limit_is_refused_and_one_past_the_limit_on_lines_is_not(tmp_path: Path) -> None:
+def test_a_record_past_the_limit_is_refused_and_one_past_the_limit_on_lines_is_not(
+    tmp_path: Path,
+) -> None:
     write_well(tmp_path / "a.h5")
 
     with pytest.raises(InputError, match="at most 1 kB are taken"):
