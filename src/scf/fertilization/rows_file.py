@@ -7,7 +7,8 @@
     trailer   64 bytes: footer's offset and length, its BLAKE3, the magic text
 
 A group holds the fields in the order of their names, then the heads of its rows (digest, family,
-position): so rows of whole pages begin at pages, and are copied a third faster. Its BLAKE3 is in the tail, the tail's in the footer, the footer's in the trailer.
+position): so rows of whole pages begin at pages, and are copied a third faster. Its BLAKE3 is in
+the tail, the tail's in the footer, the footer's in the trailer.
 Format page: docs/formats/shard-cache.md.
 """
 
