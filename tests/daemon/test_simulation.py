@@ -1,6 +1,6 @@
 """A month of operation with scripted misfortune loses nothing and repeats nothing.
 
-Three seeds here; `SCF_SIM_SEEDS=1000 make bench` runs as many as that says.
+Two seeds here; `SCF_SIM_SEEDS=1000 make bench` runs as many as that says.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 from support.simulation import ScriptedDoor, fast_folder, simulate
 
 
-@pytest.mark.parametrize("seed", [0, 8, 20])
+@pytest.mark.parametrize("seed", [0, 8])
 def test_a_month_ends_with_everything_done_once(seed: int) -> None:
     with fast_folder() as scratch:
         outcome = simulate(seed, Path(scratch) / "works")

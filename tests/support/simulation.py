@@ -155,7 +155,7 @@ class ScriptedDoor:
             checkpoint_digest=verify_checkpoint(Path(checkpoint.path)).digest,
             plan_id=sha256_hex(canonical_json(plan)),
             gain=gain,
-            champion_gain=0.1 if champion else None,
+            champion_gain=0.4 if champion else None,
             seed=int(str(plan["fossils"])),
         )
         (folder / "report.json").write_text(json.dumps(value))

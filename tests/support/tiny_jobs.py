@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> int:
         checkpoint_digest=verify_checkpoint(Path(options.checkpoint)).digest,
         plan_id=sha256_hex(canonical_json(plan)),
         gain=todo.get("gain", 0.2),
-        champion_gain=todo.get("champion_gain", 0.1) if options.champion else None,
+        champion_gain=todo.get("champion_gain", 0.4) if options.champion else None,
         seed=plan["fossils"],
     )
     folder = Path("outputs/report")
