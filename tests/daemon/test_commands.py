@@ -107,7 +107,7 @@ def test_stop_drains_and_stop_now_asks_the_job_to_end(works: Works) -> None:
     with works.process(SCF_TINY=json.dumps({"train_sleep_s": 1.0})) as daemon:
         works.wait_for_state(State.SUBMITTED)
         assert works.cli("stop") == 0
-        assert daemon.wait(timeout=20) == 0
+        assert daemon.wait(timeout=60) == 0
     assert works.runs()[0].state is State.RETURNED
 
     works.drop("b.ndjson", range(120, 240))
@@ -116,7 +116,7 @@ def test_stop_drains_and_stop_now_asks_the_job_to_end(works: Works) -> None:
     with works.process(SCF_TINY=json.dumps({"train_sleep_s": 60.0})) as daemon:
         works.wait_for_state(State.SUBMITTED)
         assert works.cli("stop", "--mode", "now") == 0
-        assert daemon.wait(timeout=20) == 0
+        assert daemon.wait(timeout=60) == 0
     run = works.runs()[-1]
     assert (run.state, run.tries) == (State.LOST, 0)
     assert works.cli("stop") == 3
