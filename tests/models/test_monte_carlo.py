@@ -15,7 +15,7 @@ NUM = 4000
 @pytest.fixture(scope="module")
 def bent():
     """An energy that is far from its Gaussian: random weights."""
-    return record_energy(POINT, gaussian_points(500), noise=2.0)
+    return record_energy(POINT, gaussian_points(500), noise=0.7)
 
 
 def grid_moments(energy, sigma: float) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -62,7 +62,7 @@ def test_weighted_particles_follow_the_energy(bent) -> None:
 def test_annealed_langevin_comes_near(bent) -> None:
     """Its bias is of the order of the step."""
     z = annealed_langevin(
-        bent.model, bent.noise, torch.zeros(NUM, 0), levels=16, moves=8, generator=generator()
+        bent.model, bent.noise, torch.zeros(NUM, 0), levels=24, moves=20, generator=generator()
     )
     mean, covariance, _ = grid_moments(bent, bent.noise.sigma_min)
     torch.testing.assert_close(z.double().mean(0), mean, atol=0.2, rtol=0)

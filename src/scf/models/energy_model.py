@@ -25,7 +25,7 @@ from scf.core.errors import UsageError
 from scf.models.encoder import GaussianBase, PhysicsEncoder
 from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian
 from scf.models.lattice import LatticeNet
-from scf.models.networks import ResidualMLP
+from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.physics import PhysicsConstraint, constraints_for
 from scf.models.record import PERIODIC, RecordLayout
@@ -116,7 +116,11 @@ class EnergyModel(nn.Module):
             self.body = self._lattice(layout, config)
             return
         self.body = ResidualMLP(
-            self.encoder.num_inputs, self.embedding.size, width=config.width, depth=config.depth
+            self.encoder.num_inputs,
+            self.embedding.size,
+            width=config.width,
+            depth=config.depth,
+            gain=gain_for(self.encoder.num_inputs),
         )
         if SITES_MIN <= self.encoder.num_sites <= SITES_MAX and config.site_width:
             self.site_body = ResidualMLP(

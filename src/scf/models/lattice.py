@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scf.models.activation import silu
+
 # Shapes: B minibatch, S sites, J features of a site that come in, E noise embedding, W width,
 # T neighbours.
 
@@ -107,8 +109,8 @@ class _Block(nn.Module):
             self.outer.weight.mul_(scale)
 
     def forward(self, h_BSW: Tensor, noise_B1E: Tensor) -> Tensor:
-        inner_BSW = self.inner(self.around(F.silu(h_BSW))) + self.noise(noise_B1E)
-        out: Tensor = h_BSW + self.outer(F.silu(inner_BSW))
+        inner_BSW = self.inner(self.around(silu(h_BSW))) + self.noise(noise_B1E)
+        out: Tensor = h_BSW + self.outer(silu(inner_BSW))
         return out
 
 
@@ -159,12 +161,19 @@ class LatticeNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, sites_BSJ: Tensor, noise_BE: Tensor) -> Tensor:
+        # A step of the optimiser moves the head at all sites at once: the sum over S of them is
+        # scaled so that it moves the energy as the fluctuations of S independent sites would.
+        density_BS = self.density(sites_BSJ, noise_BE)
+        return density_BS.sum(dim=1) / math.sqrt(density_BS.shape[1])
+
+    def density(self, sites_BSJ: Tensor, noise_BE: Tensor) -> Tensor:
+        """What each site gives, (B, S)."""
         noise_B1E = noise_BE[:, None]
         u_BSW = self.enter(self.around(sites_BSJ))
         b_B1W = self.enter_noise(noise_B1E)
-        h_BSW = F.silu(u_BSW + b_B1W)
+        h_BSW = silu(u_BSW + b_B1W)
         if self.is_even:
-            h_BSW = h_BSW + F.silu(b_B1W - u_BSW)
+            h_BSW = h_BSW + silu(b_B1W - u_BSW)
         h_BSW = self.mix(h_BSW)
         held: list[Tensor] = []
         for level, stage in enumerate(self.down):
@@ -176,10 +185,8 @@ class LatticeNet(nn.Module):
             halve = self.halve[level]
             assert isinstance(halve, _Halve)
             h_BSW = _through(self.up[level], held[level] + halve.back(h_BSW), noise_B1E)
-        density_BS1: Tensor = self.head(F.silu(h_BSW))
-        # A step of the optimiser moves the head at all sites at once: the sum over S of them is
-        # scaled so that it moves the energy as the fluctuations of S independent sites would.
-        return density_BS1.sum(dim=(1, 2)) / math.sqrt(sites_BSJ.shape[1])
+        density_BS1: Tensor = self.head(silu(h_BSW))
+        return density_BS1.squeeze(-1)
 
 
 def _through(stage: nn.Module, h_BSW: Tensor, noise_B1E: Tensor) -> Tensor:

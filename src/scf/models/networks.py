@@ -1,5 +1,7 @@
 """Networks that give one number a record. Smooth activations only: energies are derived twice."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,9 +14,18 @@ class ResidualMLP(nn.Module):
 
     h <- h + W2 silu(W1 h + U e). The head starts at zero, so that a new model is its Gaussian base,
     exactly. No normalisation layers: they couple or rescale records and make double backward slow.
+
+    Args:
+        num_inputs: I.
+        num_embedding: E.
+        width: Units of a layer.
+        depth: Residual blocks.
+        gain: How much larger than usual the first layer's weights begin (`gain_for`).
     """
 
-    def __init__(self, num_inputs: int, num_embedding: int, *, width: int, depth: int) -> None:
+    def __init__(
+        self, num_inputs: int, num_embedding: int, *, width: int, depth: int, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.enter = nn.Linear(num_inputs, width)
         self.enter_noise = nn.Linear(num_embedding, width, bias=False)
@@ -28,6 +39,8 @@ class ResidualMLP(nn.Module):
             assert isinstance(layer, nn.Linear)
             with torch.no_grad():
                 layer.weight.mul_(depth**-0.5)
+        with torch.no_grad():
+            self.enter.weight.mul_(gain)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -37,3 +50,13 @@ class ResidualMLP(nn.Module):
             h_BW = h_BW + outer(F.silu(inner(F.silu(h_BW)) + inner_noise(noise_BE)))
         scalar_B1: Tensor = self.head(F.silu(h_BW))
         return scalar_B1.squeeze(-1)
+
+
+def gain_for(num_inputs: int) -> float:
+    """First-layer gain: 3 for up to 8 inputs, falling to 1 at 72.
+
+    A few numbers can have modes that are narrow against their whole spread; units that bend there
+    from the start halve the energy's error after 13 seconds (ring of eight Gaussians: divergence
+    0.0035 against 0.0060; docs/LOG.md).
+    """
+    return min(3.0, max(1.0, 3.0 * math.sqrt(8 / num_inputs)))

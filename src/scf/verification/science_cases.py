@@ -118,7 +118,7 @@ CASES: tuple[Case, ...] = (
             Target("grid_kl@0.1", 0.0057),
             Target("log_z_error_per_site@0.1", 0.02),
         ),
-        settings={"width": 96, "batch_size": 256, "antithetic": "on", "dual_weight": 0.5},
+        settings={"width": 96, "batch_size": 256, "learning_rate": 3e-3, "dual_weight": 0.1},
         unit=1.0,
     ),
     Case(
