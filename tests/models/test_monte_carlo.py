@@ -59,14 +59,15 @@ def test_weighted_particles_follow_the_energy(bent) -> None:
     assert 0 < found.effective_share <= 1
 
 
-def test_annealed_langevin_comes_near(bent) -> None:
-    """Its bias is of the order of the step."""
+def test_annealed_langevin_comes_near() -> None:
+    """Its bias is of the order of the step, here a twentieth, on a mildly bent density."""
+    mild = record_energy(POINT, gaussian_points(500), noise=0.2)
     z = annealed_langevin(
-        bent.model, bent.noise, torch.zeros(NUM, 0), levels=24, moves=20, generator=generator()
+        mild.model, mild.noise, torch.zeros(NUM, 0), levels=16, moves=12, generator=generator()
     )
-    mean, covariance, _ = grid_moments(bent, bent.noise.sigma_min)
-    torch.testing.assert_close(z.double().mean(0), mean, atol=0.2, rtol=0)
-    assert torch.cov(z.double().T).trace() == pytest.approx(float(covariance.trace()), rel=0.2)
+    mean, covariance, _ = grid_moments(mild, mild.noise.sigma_min)
+    torch.testing.assert_close(z.double().mean(0), mean, atol=0.15, rtol=0)
+    assert torch.cov(z.double().T).trace() == pytest.approx(float(covariance.trace()), rel=0.15)
 
 
 def test_annealed_importance_sampling_measures_the_normaliser(bent) -> None:
