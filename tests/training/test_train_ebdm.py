@@ -22,8 +22,10 @@ from scf.training.checkpoint_files import (
     read_state,
     verify_digests,
 )
+from scf.training.notes import Notes, StopSignal
+from scf.training.starting import ParentMismatch
 from scf.training.train_config import TrainConfig
-from scf.training.train_ebdm import Diverged, Notes, ParentMismatch, StopSignal, train
+from scf.training.train_ebdm import Diverged, train
 from support.gaussian_records import (
     ArraySource,
     exact_energy,

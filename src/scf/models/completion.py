@@ -5,7 +5,7 @@ energy nothing else is needed, and Metropolis steps make it exact in the limit, 
 known part inside a diffusion sampler stays biased (Lugmayr et al. 2022 repeat it to hide that).
 
 From sigma_max, where p is the Gaussian base and the conditional is drawn exactly, down to
-sigma_min, with MALA steps at each level in the coordinates of the base's conditional,
+`sigma_end`, with MALA steps at each level in the coordinates of the base's conditional,
 
     z_U = m + L^-T y,   L L^T = P_UU,   m = -P_UU^-1 P_UK (z_K - mean_K),   P = (C + sigma^2)^-1
 
@@ -33,6 +33,7 @@ def complete(
     known_D: Tensor,
     c_BK: Tensor,
     *,
+    sigma_end: float | None = None,
     levels: int = 32,
     moves: int = 6,
     generator: torch.Generator,
@@ -45,11 +46,13 @@ def complete(
         z_BD: Records in the model's coordinates; unknown numbers may be anything finite.
         known_D: True where a number is known, the same for all records.
         c_BK: Given numbers.
+        sigma_end: The last level, by default sigma_min. Energies are surer at somewhat more noise;
+            known numbers count as points of the density smoothed by it.
         levels: Noise levels.
         moves: MALA steps at each; three times as many at the last.
         generator: On the CPU.
     """
-    ladder = geometric_levels(noise.sigma_max, noise.sigma_min, levels)
+    ladder = geometric_levels(noise.sigma_max, sigma_end or noise.sigma_min, levels)
     unknown = (~known_D).nonzero()[:, 0]
     if len(unknown) == 0:
         return z_BD

@@ -191,14 +191,27 @@ class RecordEnergy:
         is_known_D: npt.NDArray[np.bool_],
         given_NK: Floats,
         *,
+        sigma: float,
         steps: int,
         generator: torch.Generator,
     ) -> Floats:
-        """Records (N, D) with the known numbers of `x_ND` held, the others drawn given them."""
+        """Records (N, D) with the known numbers of `x_ND` held, the others drawn given them.
+
+        `sigma` is the noise level of the energies that decide at last, in `sigma_unit`.
+        """
         filled_ND = np.where(is_known_D, x_ND, self.frame.shift_D)
         z_ND, c_NK = self._to_model(filled_ND, given_NK)
         mask_D = torch.from_numpy(is_known_D).to(z_ND.device)
-        z = complete(self.model, self.noise, z_ND, mask_D, c_NK, levels=steps, generator=generator)
+        z = complete(
+            self.model,
+            self.noise,
+            z_ND,
+            mask_D,
+            c_NK,
+            sigma_end=sigma / self.sigma_scale,
+            levels=steps,
+            generator=generator,
+        )
         drawn_ND = self.frame.to_data(z.detach().cpu().double().numpy())
         found: Floats = np.where(is_known_D, x_ND, drawn_ND)
         return found

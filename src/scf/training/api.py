@@ -249,7 +249,12 @@ class Model:
         for index, is_known_D in enumerate(patterns):
             rows = group_N.reshape(-1) == index
             drawn_ND[rows] = self.energies.complete(
-                x_ND[rows], is_known_D, given_NK[rows], steps=steps, generator=generator
+                x_ND[rows],
+                is_known_D,
+                given_NK[rows],
+                sigma=self.default_sigma,
+                steps=steps,
+                generator=generator,
             )
         return drawn_ND
 

@@ -170,9 +170,15 @@ class TrainConfig:
         """
         return self.weight_decay * min(1.0, 4.0 * size / num_fossils)
 
-    def particles_for(self, size: int) -> int:
-        """Particles for records of `size` numbers."""
-        return min(self.calibration_particles, max(128, self.calibration_particles * 64 // size))
+    def particles_for(self, size: int, body: str = "mlp") -> int:
+        """Particles for records of `size` numbers.
+
+        A lattice costs more for each and lies nearer to its Gaussian: a quarter of them.
+        """
+        wanted = self.calibration_particles * 64 // size
+        if body == "lattice":
+            return min(max(1, self.calibration_particles // 4), max(128, wanted // 4))
+        return min(self.calibration_particles, max(128, wanted))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -27,15 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scf.core.errors import InputError, MissingTool, ScfError, TrainingError, UsageError
+from scf.core.errors import InputError, ScfError, TrainingError, UsageError
 from scf.core.units import format_duration
 from scf.models.calibration import calibrate
-from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, NetworkConfig
-from scf.models.frame import Symmetry
-from scf.models.lattice import levels_for
+from scf.models.energy_model import EnergyModel
 from scf.models.losses import denoising_and_dual
 from scf.models.noise import NoiseRange
-from scf.models.record import PERIODIC
 from scf.models.record_energy import RecordEnergy
 from scf.storage.durable import read_json
 from scf.storage.partitions import Folder
@@ -43,23 +40,23 @@ from scf.training.checkpoint import (
     Progress,
     Snapshot,
     describe,
-    load_energy,
     load_snapshot,
     newest,
     write_final,
     write_resume,
 )
-from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
-from scf.training.data import FossilSource, TrainingData, load_data, model_rows, seed_of
+from scf.training.data import FossilSource, ModelRows, load_data, model_rows, seed_of
 from scf.training.ema import PowerAverage
 from scf.training.notes import Notes, StopSignal
+from scf.training.starting import (
+    choose_device,
+    is_antithetic,
+    is_small_network,
+    starting_energy,
+)
 from scf.training.train_config import DEVICES, TrainConfig, build_config, preset_names
 from scf.training.validation import Validation
 
-# Multiplications of one forward pass below which one thread is enough.
-_ONE_THREAD_MAX = 1e8
-# Fields with a side of fewer sites are read whole: there is no neighbourhood to speak of.
-_SIDE_MIN = 4
 # A run is not called finished for want of progress before this step times the patience.
 _PATIENCE_STEPS_MIN = 1000
 
@@ -72,16 +69,6 @@ class Diverged(TrainingError):
         super().__init__(
             f"training diverged at step {step}; {kept}",
             remedy="Lower learning_rate, or look for outliers in the fossils; then train again.",
-        )
-
-
-class ParentMismatch(InputError):
-    """The parent checkpoint models other fields, or has another network."""
-
-    def __init__(self, parent: str, what: str) -> None:
-        super().__init__(
-            f"{parent}: {what} differ from this run's",
-            remedy="Train without --parent, or with fossils and settings like the parent's.",
         )
 
 
@@ -134,8 +121,8 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
 
     # The fossils, and the coordinates in which the model sees them.
     data = load_data(source, config)
-    energy, parent_digest = _starting_energy(data, config, snapshot)
-    is_small = _is_small(energy.model, config.batch_size)
+    energy, parent_digest = starting_energy(data, config, snapshot)
+    is_small = is_small_network(energy.model, config.batch_size)
     device = choose_device(config.device, is_small=is_small)
     torch.set_num_threads(config.threads or (1 if is_small else os.cpu_count() or 1))
     model = energy.model.to(device).train()
@@ -144,20 +131,12 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     parent_digest = stored["parent"] if stored is not None else parent_digest
     described = describe(energy, config, source.describe() | data.counts(), parent_digest)
     noise = energy.noise
-    is_antithetic = _is_antithetic(config, model)
-    validation = Validation(
-        model_rows(energy.frame, data.validation),
-        config,
-        noise,
-        device,
-        is_antithetic=is_antithetic,
-    )
+    is_paired = is_antithetic(config, model)
+    held = model_rows(energy.frame, data.validation)
+    validation = Validation(held, config, noise, device, is_antithetic=is_paired)
 
     decay = config.weight_decay_for(energy.layout.size, data.num_fossils)
-    is_fused = device.type in {"cpu", "cuda"}
-    optimizer = torch.optim.AdamW(
-        parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=is_fused
-    )
+    optimizer = _optimizer(parameters, decay, device)
     average = PowerAverage(parameters, gamma=config.ema_gamma)
     best = Best(_copy(average.weights))
     if snapshot is not None:
@@ -176,19 +155,11 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
         generator = torch.Generator().manual_seed(seed_of(config.seed, "noise", step))
 
         # Minibatch, noise levels, noise. All drawn on the CPU: the same on every device.
-        rows = minibatches.draw(step)
-        clean_BD, c_BK, true_score_BD = rows.antithetic() if is_antithetic else rows
-        half = len(clean_BD) // 2 if is_antithetic else len(clean_BD)
-        sigma_B = noise.draw(half, generator)
-        noise_BD = torch.randn(clean_BD[:half].shape, generator=generator)
-        if is_antithetic:
-            sigma_B, noise_BD = sigma_B.repeat(2), torch.cat([noise_BD, -noise_BD])
-        moved = [tensor.to(device) for tensor in (clean_BD, noise_BD, sigma_B, c_BK)]
-        known_BD = None if true_score_BD is None else true_score_BD.to(device)
+        drawn, known_BD = _noisy(minibatches.draw(step), noise, generator, device, is_paired)
 
         # Denoising score matching with EDM's weight, and the dual term (models/losses.py).
-        is_steady = is_antithetic or known_BD is not None
-        losses = denoising_and_dual(model, *moved, true_score_BD=known_BD, is_steady=is_steady)
+        is_steady = is_paired or known_BD is not None
+        losses = denoising_and_dual(model, *drawn, true_score_BD=known_BD, is_steady=is_steady)
         denoising, dual = losses.denoising_B.mean(), losses.dual_B.mean()
         loss = denoising + config.dual_weight * dual
         optimizer.zero_grad(set_to_none=True)
@@ -221,7 +192,7 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     progress.status = "stopped" if reason == "sigterm" else "completed"
     progress.stop_reason = reason
 
-    # Normalise the weights that are kept, and publish. A run told to end leaves that out.
+    # Normalise the weights kept, and publish. A run told to end leaves the first out.
     last = _snapshot(energy, model, optimizer, average, best, minibatches.get_state())
     if reason != "sigterm" and config.calibration_particles:
         _calibrate(last.energy, config, device)
@@ -230,119 +201,41 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     return progress
 
 
+def _noisy(
+    rows: ModelRows,
+    noise: NoiseRange,
+    generator: torch.Generator,
+    device: torch.device,
+    is_paired: bool,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Clean records, noise, sigma, given numbers; and the true score. On the device.
+
+    Paired: half of the records, each with a noise and with its opposite.
+    """
+    clean_BD, c_BK, true_score_BD = rows.antithetic() if is_paired else rows
+    num = len(clean_BD) // 2 if is_paired else len(clean_BD)
+    sigma_B = noise.draw(num, generator)
+    noise_BD = torch.randn(clean_BD[:num].shape, generator=generator)
+    if is_paired:
+        sigma_B, noise_BD = sigma_B.repeat(2), torch.cat([noise_BD, -noise_BD])
+    drawn = [tensor.to(device) for tensor in (clean_BD, noise_BD, sigma_B, c_BK)]
+    return drawn, None if true_score_BD is None else true_score_BD.to(device)
+
+
+def _optimizer(
+    parameters: list[torch.nn.Parameter], decay: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW; the learning rate is set before each step."""
+    is_fused = device.type in {"cpu", "cuda"}
+    return torch.optim.AdamW(
+        parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=is_fused
+    )
+
+
 def _resumed_config(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
     """The settings a run was begun with, under the limits and on the device now asked for."""
     limits = ("max_seconds", "max_steps", "checkpoint_every_s", "device", "threads")
     return TrainConfig(**stored.to_json() | {name: getattr(asked, name) for name in limits})
-
-
-def _is_antithetic(config: TrainConfig, model: EnergyModel) -> bool:
-    if config.antithetic == "auto":
-        return model.config.body == LATTICE
-    return config.antithetic == "on"
-
-
-def _is_small(model: EnergyModel, batch_size: int) -> bool:
-    """Whether one CPU thread is the right size for this network.
-
-    Kernels of a few microseconds lose more by waiting for each other than they gain, badly so when
-    the machine has other work: 2-D points ran at 130 steps/s with one thread and at 7 with two, on
-    two cores that were shared (docs/LOG.md).
-    """
-    multiplications = batch_size * sum(parameter.numel() for parameter in model.parameters())
-    return multiplications < _ONE_THREAD_MAX
-
-
-def choose_device(name: str, *, is_small: bool) -> torch.device:
-    """The device that a setting means; `auto` takes cuda, then mps, then cpu.
-
-    A small network stays on the CPU rather than go to mps, where starting a hundred kernels a step
-    takes longer than running them.
-
-    Raises:
-        MissingTool: The named device is not there.
-    """
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        present["mps"] = present["mps"] and not is_small
-        return torch.device(next(kind for kind, is_there in present.items() if is_there))
-    if not present[name]:
-        raise MissingTool(
-            f"device {name!r} is not available to torch {torch.__version__} on this machine",
-            remedy="Use --device auto, or install a torch built for that device.",
-        )
-    return torch.device(name)
-
-
-def _starting_energy(
-    data: TrainingData, config: TrainConfig, snapshot: Snapshot | None
-) -> tuple[RecordEnergy, str | None]:
-    """The model at step 0 (or the one that is resumed), and its parent's digest."""
-    parent_path = find_checkpoint(Path(config.parent)) if config.parent and not snapshot else None
-    parent_digest = checkpoint_digest(parent_path) if parent_path else None
-    start = snapshot.energy if snapshot else load_energy(parent_path) if parent_path else None
-    if start is not None:
-        if start.layout != data.layout:
-            raise ParentMismatch(config.parent or "the checkpoint to resume", "its fields")
-        if start.model.config != network_for(config, data, like=start.model.config):
-            raise ParentMismatch(config.parent or "the checkpoint to resume", "its network's sizes")
-        start.model.offset_L.zero_()
-        # The frame stays the parent's: so generations can be compared, noise for noise.
-        return replace(start, given_bank_MK=data.bank_MK), parent_digest
-    noise = NoiseRange(
-        sigma_min=config.sigma_min,
-        sigma_max=config.sigma_max,
-        log_mean=config.sigma_log_mean,
-        log_std=config.sigma_log_std,
-        uniform_fraction=config.sigma_uniform_fraction,
-    )
-    network = network_for(config, data)
-    frame, base = data.fit(Symmetry(network.translation_symmetric, network.sign_symmetric))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed, "weights", 0))
-        model = EnergyModel(data.layout, network, noise)
-    model.load_frame(frame, base)
-    return RecordEnergy(data.layout, frame, model, noise, data.bank_MK), None
-
-
-def network_for(
-    config: TrainConfig, data: TrainingData, *, like: NetworkConfig | None = None
-) -> NetworkConfig:
-    """The network that settings mean for these fossils.
-
-    Args:
-        config: Settings; `auto` is decided here.
-        data: The fossils.
-        like: What `auto` means for a run that goes on from such a network.
-    """
-    shape, is_periodic = data.layout.site_shape, data.layout.boundary == PERIODIC
-    body = config.body
-    if body == "auto" and like is not None:
-        body = like.body
-    elif body == "auto":
-        is_field = shape is not None and len(shape) <= 3 and (len(shape) >= 2 or is_periodic)
-        is_field = is_field and min(shape or (0,)) >= _SIDE_MIN
-        body = LATTICE if is_field else MLP
-    if body == MLP:
-        return NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
-    is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
-    if config.symmetry == "auto" and like is not None:
-        is_same = like.translation_symmetric
-    if config.symmetries and not is_periodic:
-        raise BodyDoesNotFit("symmetries of a lattice need a periodic boundary")
-    return NetworkConfig(
-        width=config.field_width,
-        depth=config.field_depth,
-        site_width=0,
-        body=LATTICE,
-        levels=levels_for(shape or ()),
-        translation_symmetric=is_same or bool(config.symmetries),
-        sign_symmetric="sign" in config.symmetries,
-    )
 
 
 def _look(
@@ -448,7 +341,8 @@ def _calibrate(energy: RecordEnergy, config: TrainConfig, device: torch.device) 
     """Measure the normaliser of the weights that are kept."""
     model = energy.model.to(device)
     generator = torch.Generator().manual_seed(seed_of(config.seed, "calibration", 0))
-    given_NK = energy.draw_given(config.particles_for(energy.layout.size), generator)
+    num = config.particles_for(energy.layout.size, model.config.body)
+    given_NK = energy.draw_given(num, generator)
     c_NK = torch.from_numpy(energy.frame.given_to_model(given_NK)).float().to(device)
     calibrate(model, c_NK, moves=2, generator=generator)
     model.cpu()

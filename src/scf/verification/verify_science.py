@@ -65,7 +65,6 @@ def train_case(case: Case, *, seconds: float, seed: int) -> tuple[Model, System,
         device="cpu",
         threads=1,
         patience=0.0,
-        calibration_particles=256 if len(system.shape) == 2 else 1024,
         **case.settings,
     )
     took = {

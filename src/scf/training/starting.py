@@ -1,0 +1,146 @@
+"""Where a training run begins: its network, its weights, its device.
+
+What settings leave to `auto` is decided here, from the fossils and the machine.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from scf.core.errors import InputError, MissingTool
+from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, NetworkConfig
+from scf.models.frame import Symmetry
+from scf.models.lattice import levels_for
+from scf.models.noise import NoiseRange
+from scf.models.record import PERIODIC
+from scf.models.record_energy import RecordEnergy
+from scf.training.checkpoint import Snapshot, load_energy
+from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
+from scf.training.data import TrainingData, seed_of
+from scf.training.train_config import TrainConfig
+
+# Multiplications of one forward pass below which one thread is enough.
+_ONE_THREAD_MAX = 1e8
+# Fields with a side of fewer sites are read whole: there is no neighbourhood to speak of.
+_SIDE_MIN = 4
+
+
+class ParentMismatch(InputError):
+    """The parent checkpoint models other fields, or has another network."""
+
+    def __init__(self, parent: str, what: str) -> None:
+        super().__init__(
+            f"{parent}: {what} differ from this run's",
+            remedy="Train without --parent, or with fossils and settings like the parent's.",
+        )
+
+
+def starting_energy(
+    data: TrainingData, config: TrainConfig, snapshot: Snapshot | None
+) -> tuple[RecordEnergy, str | None]:
+    """The model at step 0 (or the one that is resumed), and its parent's digest."""
+    parent_path = find_checkpoint(Path(config.parent)) if config.parent and not snapshot else None
+    parent_digest = checkpoint_digest(parent_path) if parent_path else None
+    start = snapshot.energy if snapshot else load_energy(parent_path) if parent_path else None
+    if start is not None:
+        if start.layout != data.layout:
+            raise ParentMismatch(config.parent or "the checkpoint to resume", "its fields")
+        if start.model.config != network_for(config, data, like=start.model.config):
+            raise ParentMismatch(config.parent or "the checkpoint to resume", "its network's sizes")
+        start.model.offset_L.zero_()
+        # The frame stays the parent's: so generations can be compared, noise for noise.
+        return replace(start, given_bank_MK=data.bank_MK), parent_digest
+    noise = NoiseRange(
+        sigma_min=config.sigma_min,
+        sigma_max=config.sigma_max,
+        log_mean=config.sigma_log_mean,
+        log_std=config.sigma_log_std,
+        uniform_fraction=config.sigma_uniform_fraction,
+    )
+    network = network_for(config, data)
+    frame, base = data.fit(Symmetry(network.translation_symmetric, network.sign_symmetric))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed, "weights", 0))
+        model = EnergyModel(data.layout, network, noise)
+    model.load_frame(frame, base)
+    return RecordEnergy(data.layout, frame, model, noise, data.bank_MK), None
+
+
+def network_for(
+    config: TrainConfig, data: TrainingData, *, like: NetworkConfig | None = None
+) -> NetworkConfig:
+    """The network that settings mean for these fossils.
+
+    Args:
+        config: Settings; `auto` is decided here.
+        data: The fossils.
+        like: What `auto` means for a run that goes on from such a network.
+    """
+    shape, is_periodic = data.layout.site_shape, data.layout.boundary == PERIODIC
+    body = config.body
+    if body == "auto" and like is not None:
+        body = like.body
+    elif body == "auto":
+        is_field = shape is not None and len(shape) <= 3 and (len(shape) >= 2 or is_periodic)
+        is_field = is_field and min(shape or (0,)) >= _SIDE_MIN
+        body = LATTICE if is_field else MLP
+    if body == MLP:
+        return NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
+    is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
+    if config.symmetry == "auto" and like is not None:
+        is_same = like.translation_symmetric
+    if config.symmetries and not is_periodic:
+        raise BodyDoesNotFit("symmetries of a lattice need a periodic boundary")
+    return NetworkConfig(
+        width=config.field_width,
+        depth=config.field_depth,
+        site_width=0,
+        body=LATTICE,
+        levels=levels_for(shape or ()),
+        translation_symmetric=is_same or bool(config.symmetries),
+        sign_symmetric="sign" in config.symmetries,
+    )
+
+
+def is_antithetic(config: TrainConfig, model: EnergyModel) -> bool:
+    """Whether each fossil is taken with a noise and with its opposite."""
+    if config.antithetic == "auto":
+        return model.config.body == LATTICE
+    return config.antithetic == "on"
+
+
+def is_small_network(model: EnergyModel, batch_size: int) -> bool:
+    """Whether one CPU thread is the right size for this network.
+
+    Kernels of a few microseconds lose more by waiting for each other than they gain, badly so when
+    the machine has other work: 2-D points ran at 130 steps/s with one thread and at 7 with two, on
+    two cores that were shared (docs/LOG.md).
+    """
+    multiplications = batch_size * sum(parameter.numel() for parameter in model.parameters())
+    return multiplications < _ONE_THREAD_MAX
+
+
+def choose_device(name: str, *, is_small: bool) -> torch.device:
+    """The device that a setting means; `auto` takes cuda, then mps, then cpu.
+
+    A small network stays on the CPU rather than go to mps, where starting a hundred kernels a step
+    takes longer than running them.
+
+    Raises:
+        MissingTool: The named device is not there.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        present["mps"] = present["mps"] and not is_small
+        return torch.device(next(kind for kind, is_there in present.items() if is_there))
+    if not present[name]:
+        raise MissingTool(
+            f"device {name!r} is not available to torch {torch.__version__} on this machine",
+            remedy="Use --device auto, or install a torch built for that device.",
+        )
+    return torch.device(name)
