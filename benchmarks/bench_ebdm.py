@@ -34,7 +34,7 @@ from scf.verification.verify_science import train_case
 SEEDS = (0, 1)
 RING_SEEDS = (0, 1, 2)
 # Of training; what is left of the budget is for measuring the normaliser.
-PHI4_TRAINING_S, RING_TRAINING_S = 50.0, 13.0
+PHI4_TRAINING_S, RING_TRAINING_S = 50.0, 13.9
 RING_BUDGET_S = 15.0
 RING_SIGMA = 0.1
 RING_RECORDS = 20_000
@@ -132,6 +132,7 @@ def ring() -> Numbers:
             x, seconds=RING_TRAINING_S, clock=time.process_time, seed=seed, threads=1,
             device="cpu", patience=0.0, width=64, batch_size=BATCH, dual_weight=0.1,
             learning_rate=3e-3, sigma_min=0.07, sigma_max=10.0, score_sigma=0.1,
+            validation_max=2000, evaluate_every=250,
         )  # fmt: skip
         took = {"cpu_seconds": time.process_time() - began,
                 "steps_per_s": model.state["step"] / model.state["seconds"]}  # fmt: skip
@@ -211,7 +212,8 @@ def torchebm_train(kind: str, seed: int) -> Numbers:
     model = Energy()
     if kind == "dsm":
         loss_of = DenoisingScoreMatching(model=model, noise_scale=RING_SIGMA)
-        sigma, rate = RING_SIGMA, 2e-3
+        # The best of 5e-4, 2e-3, 5e-3 and 1e-2 on seed 0: divergence 0.35, 0.05, 0.041, 0.060.
+        sigma, rate = RING_SIGMA, 5e-3
     else:
         sampler = LangevinDynamics(model=model, step_size=0.01)
         loss_of = ContrastiveDivergence(

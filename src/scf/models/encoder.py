@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scf.models.activation import bounded
 from scf.models.frame import Frame, LinearGaussian
 from scf.models.physics import PhysicsConstraint
 from scf.models.record import FieldLayout, RecordLayout
@@ -152,14 +153,14 @@ class PhysicsEncoder(nn.Module):
         # sigma^2 carries noise alone.
         fading_BD = base.variance_D.sqrt() / total_BD
         residuals_BRS = [residual(z_BD, sigma_B, c_BK, self) for residual in self.residuals]
-        inputs_BI = _bounded(torch.cat([w_BD * fading_BD, c_BK, *residuals_BRS], dim=1))
+        inputs_BI = bounded(torch.cat([w_BD * fading_BD, c_BK, *residuals_BRS], dim=1))
         if not self.site_shape:
             return inputs_BI, None
         channels = self._channels(z_BD, sigma_B, c_BK, base)
         channels += [part[:, None] for part in residuals_BRS]
         channels += self._given_at_sites(c_BK)
         where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
-        sites_BSJ = torch.cat([_bounded(torch.cat(channels, dim=1)).mT, where_BSX], dim=2)
+        sites_BSJ = torch.cat([bounded(torch.cat(channels, dim=1)).mT, where_BSX], dim=2)
         return inputs_BI, sites_BSJ
 
     def lattice_sites(
@@ -178,7 +179,7 @@ class PhysicsEncoder(nn.Module):
         channels.append(denoised_BD.view(len(z_BD), -1, self.num_sites))
         channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
         channels += self._given_at_sites(c_BK)
-        sites_BSJ = _bounded(torch.cat(channels, dim=1)).mT
+        sites_BSJ = bounded(torch.cat(channels, dim=1)).mT
         if has_place:
             where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
             sites_BSJ = torch.cat([sites_BSJ, where_BSX], dim=2)
@@ -221,16 +222,6 @@ class PhysicsEncoder(nn.Module):
             return values_BN[:, None]
         mean_B1 = values_BN.mean(dim=1, keepdim=True)
         return mean_B1[:, None].expand(-1, 1, len(self.coordinates_SX))
-
-
-def _bounded(inputs: Tensor) -> Tensor:
-    """Inputs kept within +-5, smoothly: x / sqrt(1 + x^2/25).
-
-    So the network's part of the energy is bounded, and far from all data the Gaussian rules.
-    Without it a network's linear growth can win over the quadratic for a long way: energies of
-    -41,000 nats were seen at 6 scales from the data, where nothing should look normal.
-    """
-    return inputs * (1 + inputs.square() / 25).rsqrt()
 
 
 class _LinearResidual:
