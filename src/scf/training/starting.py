@@ -86,12 +86,14 @@ def network_for(
         is_field = is_field and min(shape or (0,)) >= _SIDE_MIN
         body = LATTICE if is_field else MLP
     if body == MLP:
+        if config.symmetries:
+            raise BodyDoesNotFit(f"symmetry {config.symmetry!r} is built into a lattice only")
         return NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
     is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
     if config.symmetry == "auto" and like is not None:
         is_same = like.translation_symmetric
     if config.symmetries and not is_periodic:
-        raise BodyDoesNotFit("symmetries of a lattice need a periodic boundary")
+        raise BodyDoesNotFit(f"symmetry {config.symmetry!r} needs a periodic boundary")
     return NetworkConfig(
         width=config.field_width,
         depth=config.field_depth,

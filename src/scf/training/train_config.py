@@ -40,8 +40,8 @@ class TrainConfig:
         field_width: Features of a site in a lattice.
         field_depth: Its residual blocks, on each level.
         symmetry: `none`, `translation`, `sign` or both with a comma: what is built into a lattice
-            and its Gaussian. `auto` takes translation where the grid is periodic and the fossils'
-            means and variances are the same at all sites.
+            and its Gaussian (sign brings translation along). `auto` takes translation where the
+            grid is periodic and the fossils' means and variances are the same at all sites.
         batch_size: Fossils for one step.
         antithetic: `on`: half as many different fossils in a step, each with a noise and with its
             opposite. At small sigma what the noise does to the gradient cancels, so small sigma
