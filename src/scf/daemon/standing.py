@@ -46,7 +46,8 @@ def reading_store(home: Path) -> Iterator[RunStore | None]:
 def standing(config: FoundryConfig) -> dict[str, Any]:
     """What `scf status --json` prints."""
     shown = read_state(config.home)
-    is_locked = EmergencyLock(config.home).is_set
+    lock_fault = EmergencyLock(config.home).fault()
+    is_locked = lock_fault is not None
     drive = _drive(config)
     state = DaemonState.EMERGENCY_LOCKED if is_locked else shown.get("state")
     if drive is None and not is_locked and config.root is not None:
@@ -68,6 +69,7 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
             "gear_is_auto": is_auto,
             "is_paused": is_paused,
             "emergency_lock": is_locked,
+            "emergency_lock_fault": lock_fault,
             "home": str(config.home),
             "root": str(config.root) if config.root else None,
             "generation": generation["generation"] if generation else None,
@@ -82,12 +84,17 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
 
 def standing_text(found: dict[str, Any]) -> str:
     """The same for people."""
+    if not Path(found["home"]).is_dir():
+        return (
+            f"There is no foundry at {found['home']}: nothing runs and nothing may start.\n"
+            "`scf quickstart` or `scf init --root DRIVE` makes one; `--home DIR` shows another."
+        )
     lines = [
         f"state       {found['state']}" + (f" ({found['trouble']})" if found["trouble"] else ""),
         f"gear        {found['gear']}"
         + (" (automatic)" if found["gear_is_auto"] else "")
         + (" (paused)" if found["is_paused"] else ""),
-        f"lock        {'SET' if found['emergency_lock'] else 'clear'}",
+        f"lock        {found['emergency_lock_fault'] or 'clear'}",
         f"home        {found['home']}",
         f"root        {found['root'] or '-'}",
         f"generation  {found['generation'] or '-'}",
