@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scf.cli.main import run
 from scf.daemon.setup import FoundryPlaces
+from scf.storage.partitions import Drive
 from support.fossils import fossil, fossil_line, write_fossils
 
 
@@ -47,6 +49,40 @@ def test_ingest_says_what_was_refused_and_where_to_look(scf, tmp_path: Path) -> 
     assert "2 read = 1 accepted + 0 duplicates + 1 quarantined" in out
     assert "1 refused: json" in out
     assert "fossil_vault/quarantine/a.ndjson-" in out
+
+
+def test_ingest_keeps_the_budget_of_the_vault(scf, foundry: FoundryPlaces, tmp_path: Path) -> None:
+    """Exit code 6, the numbers and the remedy; no shard, no manifest, no journal."""
+    path = write_fossils(tmp_path / "a.ndjson", range(30))
+    Drive.open(foundry.root).set_budgets({"fossil_vault": 9000})
+
+    code, _, err = scf("ingest", path)
+
+    assert code == 6
+    assert "fossil_vault holds" in err
+    assert "scf budget set fossil_vault SIZE" in err
+    assert [p for p in (foundry.root / "fossil_vault").rglob("*") if p.is_file()] == []
+
+    Drive.open(foundry.root).set_budgets({"fossil_vault": 10**6})
+    code, out, _ = scf("ingest", path)
+    assert code == 0
+    assert "30 accepted" in out
+
+
+def test_records_above_the_limit_of_the_settings_are_refused(
+    scf, foundry: FoundryPlaces, tmp_path: Path
+) -> None:
+    """`[vault] record_max_bytes`; the command line goes before it."""
+    path = tmp_path / "large.npz"
+    np.savez(path, x=np.ones((2, 20_000)))
+    settings = foundry.home / "scf.toml"
+    text = settings.read_text()
+    settings.write_text(text.replace("[vault]", "[vault]\nrecord_max_bytes = 100000", 1))
+
+    _, out, _ = scf("ingest", path, "--dry-run")
+    assert "2 refused: size" in out
+    _, out, _ = scf("ingest", path, "--dry-run", "--record-max", "1 MB")
+    assert "2 accepted" in out
 
 
 def test_a_rehearsal_writes_nothing(scf, foundry: FoundryPlaces, tmp_path: Path) -> None:

@@ -184,6 +184,19 @@ def test_a_folder_that_does_not_fit_is_not_published(drive: Drive) -> None:
         folder.new_staging("another")
 
 
+def test_a_budget_holds_without_a_survey_where_a_keeper_tells_what_is_there(drive: Drive) -> None:
+    """Nor does an old survey make the partition smaller than its own books say."""
+    drive.set_budgets({"model_zoo": 1000})
+    drive.folder("model_zoo").write_file("old", b"x" * 100)
+    drive.learn_usage("model_zoo", 990)
+
+    with pytest.raises(PartitionFull, match="10 B are left"):
+        drive.folder("model_zoo").write_file("a", b"x" * 11)
+    drive.learn_usage("model_zoo", 5)
+    with pytest.raises(PartitionFull):
+        drive.folder("model_zoo").write_file("a", b"x" * 11)
+
+
 def test_a_raised_budget_is_noticed_by_whoever_has_the_drive_open(drive: Drive) -> None:
     survey(drive, model_zoo=5000)
     drive.set_budgets({"model_zoo": 1000})

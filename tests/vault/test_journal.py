@@ -12,7 +12,7 @@ from scf.core.errors import DriveError
 from scf.daemon.setup import FoundryPlaces
 from scf.signing.keys import load_signer
 from scf.storage.instance_lock import AlreadyRunning, instance_lock
-from scf.storage.partitions import MARKER_NAME, Drive
+from scf.storage.partitions import MARKER_NAME, Drive, PartitionFull
 from scf.vault.journal import Vault, VaultReadOnly
 from scf.vault.manifest import manifest_path, read_manifest
 from scf.vault.shard import ShardDamaged, check_shard, leaf, read_shard
@@ -73,6 +73,26 @@ def test_shards_are_cut_at_their_size_and_named_by_their_digest(vault: Vault) ->
         check_shard(vault.folder.path / entry.path, entry.summary)
         leaves = [leaf(f.cid, f.verdict) for f in read_shard(vault.folder.path / entry.path)]
         assert merkle.root(leaves).hex() == entry.merkle_root
+
+
+def test_a_shard_beyond_the_budget_is_refused_and_nothing_of_it_stays(vault: Vault) -> None:
+    """Shards committed before stay; with room again, the rest goes in."""
+    put(vault, range(4), shard_bytes=1000)
+    before = names(vault.folder.path)
+    used = sum(entry.size_bytes for entry in vault.entries())
+    vault.folder.drive.set_budgets({"fossil_vault": used + 8000})
+
+    with pytest.raises(PartitionFull, match="fossil_vault holds") as refused:
+        put(vault, range(4, 30), shard_bytes=1000)
+
+    assert "scf budget set fossil_vault" in str(refused.value.remedy)
+    kept = [name for name in names(vault.folder.path) if name not in before]
+    assert len(kept) == 2, "one more shard with its manifest fits"
+    assert vault.num_fossils() == 6
+    assert not list(vault.folder.path.rglob("*shard.ndjson"))
+
+    vault.folder.drive.set_budgets({"fossil_vault": 10**9})
+    assert put(vault, range(30), shard_bytes=1000) == [False] * 6 + [True] * 24
 
 
 def test_the_root_of_what_was_offered_is_over_sorted_cids(vault: Vault) -> None:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 @click.option(
     "--record-max",
     metavar="SIZE",
-    help="Refuse records with more numbers than this (default: 128 MiB; each takes up to seven"
-    " times its size in memory).",
+    help="Refuse records with more numbers than this (default: record_max_bytes of scf.toml, 128"
+    " MiB; each takes up to seven times its size in memory).",
 )
 @click.option(
     "--dry-run",
@@ -81,7 +81,6 @@ def ingest(
     from scf.cli import ingest_talk
     from scf.core.units import parse_size_bytes
     from scf.fertilization.primordial_soup import PrimordialSoupIngestor
-    from scf.fertilization.readers.base import RECORD_MAX_BYTES
 
     context.require_clear("ingest")
     settings = context.config.vault
@@ -99,7 +98,9 @@ def ingest(
             vault,
             progress=watch,
             line_max_bytes=settings.line_max_bytes,
-            record_max_bytes=parse_size_bytes(record_max) if record_max else RECORD_MAX_BYTES,
+            record_max_bytes=(
+                parse_size_bytes(record_max) if record_max else settings.record_max_bytes
+            ),
             shard_bytes=settings.shard_bytes,
             home=context.home,
         )

@@ -25,10 +25,13 @@ class VaultSettings:
     Attributes:
         shard_bytes: A shard is closed once it holds this much; larger shards mean fewer files.
         line_max_bytes: A longer line is quarantined unread, so that no file can fill the memory.
+        record_max_bytes: A record with more numbers than this is quarantined; one takes up to seven
+            times its size in memory while it becomes a line.
     """
 
     shard_bytes: int = 256_000_000
     line_max_bytes: int = 64 * 2**20
+    record_max_bytes: int = 128 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +203,8 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
          "at least 1000000"),
         ("[vault] line_max_bytes", config.vault.line_max_bytes,
          config.vault.line_max_bytes >= 65536, "at least 65536"),
+        ("[vault] record_max_bytes", config.vault.record_max_bytes,
+         config.vault.record_max_bytes >= 65536, "at least 65536"),
         ("[daemon] min_fresh_fossils", config.daemon.min_fresh_fossils,
          config.daemon.min_fresh_fossils > 0, "more than 0"),
         ("[daemon] max_attempts", config.daemon.max_attempts, config.daemon.max_attempts > 0,

@@ -142,6 +142,7 @@ class Rooms(Shelves):
                 vault,
                 progress=lambda progress: on_progress(progress.read),
                 line_max_bytes=settings.line_max_bytes,
+                record_max_bytes=settings.record_max_bytes,
                 shard_bytes=settings.shard_bytes,
                 home=self.config.home,
             )

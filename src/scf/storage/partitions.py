@@ -158,6 +158,15 @@ class Drive:
             remedy=f"Free room, or raise the budget: `scf budget set {name} SIZE`.",
         )
 
+    def learn_usage(self, partition: str, at_least_bytes: int) -> None:
+        """Be told by who keeps a partition's books what it holds at least.
+
+        So its budget holds where no survey has looked yet, or the last one was long ago.
+        """
+        self._refresh_usage()
+        known = self._used_bytes.get(partition, 0)
+        self._used_bytes[partition] = max(known, at_least_bytes)
+
     def count(self, folder: Path, size_bytes: int) -> None:
         """Note that the partition around `folder` holds so much more than it did."""
         name = self._partition_of(folder)

@@ -185,6 +185,7 @@ class Vault:
         Raises:
             VaultReadOnly: The vault was opened without a signer.
             AlreadyRunning: Somebody else is writing.
+            BudgetExceeded: The disk or the budget of `fossil_vault` is full.
         """
         if self._signer is None:
             raise VaultReadOnly(
@@ -236,7 +237,8 @@ class Vault:
         shards = self.folder.folder("shards")
         durable.sweep(shards.path)
         self._catch_up()
-        known = {entry.path for entry in self.entries()}
+        known = {entry.path: entry.size_bytes for entry in self.entries()}
+        self._drive.learn_usage(PARTITION, sum(known.values()))
         for path in sorted(shards.path.glob("??/*.ndjson")):
             name = path.relative_to(self.folder.path).as_posix()
             if path.name.startswith(".") or name in known:

@@ -25,6 +25,10 @@ from scf.vault.provenance import file_sha256
 # Stored fossils may be larger than the lines that ingest accepts: packing can lengthen a list of
 # one-digit integers up to five times.
 _STORED_LINE_MAX_BYTES = 2**30
+# What a commit writes beside its shard: the signed manifest and the journal's line.
+_COMMIT_BYTES = 4096
+# While a shard is staged, its partition's budget is asked about so much more at a time.
+_ADMIT_STEP_BYTES = 8 * 2**20
 
 
 class ShardDamaged(InputError):
@@ -68,7 +72,7 @@ class StagedShard:
     """A shard being written. `publish` gives it its name; without that it leaves nothing.
 
     Raises:
-        BudgetExceeded: The disk is full; what was staged is removed.
+        BudgetExceeded: The disk or the partition's budget is full; what was staged is removed.
         DriveError: The drive is gone or failing.
     """
 
@@ -79,6 +83,7 @@ class StagedShard:
         self._file = self._temporary.open("wb")
         self._digest = hashlib.sha256()
         self._tree = TreeHasher()
+        self._admitted_bytes = 0
         self.size_bytes = 0
 
     @property
@@ -89,6 +94,10 @@ class StagedShard:
     def add(self, fossil: Fossil) -> None:
         """Append one fossil."""
         line = encode_fossil(fossil)
+        if self.size_bytes + len(line) > self._admitted_bytes:
+            # Asked here too, so that a budget without room is not found out a whole shard later.
+            self._admitted_bytes = self.size_bytes + len(line) + _ADMIT_STEP_BYTES
+            self._shards.admit(self.size_bytes + len(line))
         with durable.os_errors(self._temporary):
             self._file.write(line)
         self._digest.update(line)
@@ -104,13 +113,18 @@ class StagedShard:
             durable.flush_file(self._file.fileno())
             self._file.close()
             self._shards.check()
+            # Room for the whole commit, so that no shard lies there without its manifest.
+            self._shards.admit(self.size_bytes + _COMMIT_BYTES)
             final = self._shards.folder(sha256[:2]).path / path.name
             if final.exists() and file_sha256(final) != sha256:
                 raise ShardDamaged(final, f"this name belongs to the shard with digest {sha256}")
             failpoint("durable.before_rename")
+            is_new = not final.exists()
             self._temporary.replace(final)
             failpoint("durable.after_rename")
             durable.flush_folder(final.parent)
+        if is_new and self._shards.drive is not None:
+            self._shards.drive.count(final.parent, self.size_bytes)
         self.discard()
         return ShardSummary(
             f"{self._shards.path.name}/{path.as_posix()}",
