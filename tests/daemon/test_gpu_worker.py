@@ -107,6 +107,8 @@ def test_the_real_kinds_are_commands_with_absolute_programs() -> None:
         JobInput("parent", "/zoo/ebdm_gen0001/checkpoint"),
         JobInput("checkpoint", "/jobs/a/outputs/checkpoint"),
         JobInput("champion", "/zoo/ebdm_gen0001/checkpoint"),
+        JobInput("anchor.json", "inputs/anchor.json", "0" * 64),
+        JobInput("earlier-4-ebdm_gen0002", "/zoo/ebdm_gen0002/checkpoint"),
     )
     spec = JobSpec("job-1", "train_ebdm", 1.0, inputs=inputs, vault="/vault")
 
@@ -120,6 +122,8 @@ def test_the_real_kinds_are_commands_with_absolute_programs() -> None:
         sys.executable, "-m", "scf.verification.measure", "--checkpoint",
         "/jobs/a/outputs/checkpoint", "--plan", "inputs/plan.json", "--vault", "/vault",
         "--out", "outputs/report", "--champion", "/zoo/ebdm_gen0001/checkpoint",
+        "--anchor", "inputs/anchor.json",
+        "--earlier", "4", "ebdm_gen0002", "/zoo/ebdm_gen0002/checkpoint",
     ]  # fmt: skip
     with pytest.raises(InputError, match=r"needs the input 'plan\.json'"):
         KINDS["measure"](JobSpec("job-1", "measure", 1.0, inputs=inputs[3:], vault="/vault"))

@@ -6,25 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scf.core.clock import SystemClock
 from scf.release.deep import FITS, walk
 from scf.release.verify_release import verify_release
 from scf.runs.state import State
 from scf.signing.keys import public_keys
+from support.clocks import CalendarClock
 from support.conducting import Works, tick_until
-
-
-class WeekClock(SystemClock):
-    """The calendar is the test's; seconds pass as they do."""
-
-    def __init__(self, today: datetime) -> None:
-        self.today = today
-        self._start = self.monotonic()
-
-    def now(self) -> datetime:
-        from datetime import timedelta
-
-        return self.today + timedelta(seconds=self.monotonic() - self._start)
 
 
 @pytest.mark.e2e
@@ -33,7 +20,7 @@ def test_two_weeks_leave_two_chained_releases(
 ) -> None:
     """Week one: fossils, a run, a generation, a release. Then a run that is no better; week two."""
     works = Works(tmp_path, {"min_fresh_fossils": 8, "settle_s": 0.0})
-    clock = WeekClock(datetime(2026, 11, 18, 12, tzinfo=UTC))
+    clock = CalendarClock(datetime(2026, 11, 18, 12, tzinfo=UTC))
     history = works.root / "release_history"
     works.drop("first.ndjson", range(200), age_s=30 * 86400)
 

@@ -1,6 +1,8 @@
-"""A clock that moves only when it is told to."""
+"""Clocks whose calendar is the test's."""
 
 from datetime import UTC, datetime, timedelta
+
+from scf.core.clock import SystemClock
 
 
 class ManualClock:
@@ -26,3 +28,14 @@ class ManualClock:
     def jump(self, seconds: float) -> None:
         """Set the wall clock, as a correction of the system's time does."""
         self._now += timedelta(seconds=seconds)
+
+
+class CalendarClock(SystemClock):
+    """The calendar is the test's; seconds pass as they do, and waiting takes its time."""
+
+    def __init__(self, today: datetime) -> None:
+        self.today = today
+        self._start = self.monotonic()
+
+    def now(self) -> datetime:
+        return self.today + timedelta(seconds=self.monotonic() - self._start)

@@ -341,10 +341,20 @@ def test_a_spent_budget_of_looks_ends_it() -> None:
     assert "looked at 20 times in 28 days" in with_looks(20).reasons[0]
 
 
-def test_near_duplicates_of_training_fossils_in_the_sealed_pool_are_refused() -> None:
-    assert judge(later() | {"near_duplicates": {"found": 0}}, has_champion=True).promote
-    decision = judge(later() | {"near_duplicates": {"found": 2}}, has_champion=True)
-    assert "2 held-out fossils lie within 1e-3" in decision.reasons[0]
+def test_near_duplicates_are_refused_unless_they_were_left_out() -> None:
+    """The trace says what was found either way."""
+
+    def with_near(found: int, **other: object) -> GateDecision:
+        near = {"found": found, **other}
+        return judge(later() | {"near_duplicates": near}, has_champion=True)
+
+    assert with_near(0).promote
+    assert "2 held-out fossils lie within 1e-3" in with_near(2, left_out=False).reasons[0]
+    left_out = with_near(2, left_out=True, is_complete=False)
+    assert left_out.promote
+    (veto,) = [v for v in left_out.trace["vetoes"] if v["name"] == "sealed_pool.near_duplicates"]
+    assert "not all of them were compared" in veto["detail"]
+    assert "left out of the pool" in veto["detail"]
 
 
 def test_the_order_of_families_in_the_report_changes_nothing() -> None:

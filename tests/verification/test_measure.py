@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scf.core.identity import sha256_hex
 from scf.daemon.setup import FoundryPlaces
-from scf.fertilization.batch_plan import make_plan
+from scf.fertilization.batch_plan import make_plan, plan_fossils
 from scf.fertilization.primordial_soup import PrimordialSoupIngestor
 from scf.signing.keys import load_signer
 from scf.storage.partitions import Drive, Folder
@@ -18,6 +19,7 @@ from scf.vault.journal import Vault
 from scf.verification.denoising import HeldOut
 from scf.verification.measure import main, measure
 from scf.verification.report import read_report
+from scf.zoo.anchor import anchor_set
 from support.gaussian_records import POINT, gaussian_points, record_energy, write_points
 
 
@@ -41,7 +43,17 @@ def test_a_champion_meets_the_same_noise() -> None:
     """Compared with itself, a model wins and loses nothing, family by family."""
     energy = record_energy(POINT, gaussian_points(500), noise=0.5)
     report = measure(energy, held_out(60), sigma=0.1, champion=energy).report
-    assert report["champion_dsm_loss"] == report["dsm_loss"]
+    assert report["champion_dsm_loss"] == {**report["dsm_loss"], "paired_sigma": 0.0}
+
+
+def test_the_paired_sigma_is_that_of_single_fossils() -> None:
+    """Much larger than that of family means, which is what the gate would have to do with."""
+    energy = record_energy(POINT, gaussian_points(500), noise=0.1)
+    champion = record_energy(POINT, gaussian_points(500), noise=0.5)
+    report = measure(energy, held_out(180), sigma=0.1, champion=champion).report
+    loss, own = report["champion_dsm_loss"], report["dsm_loss"]["by_family"]
+    between = np.std([loss["by_family"][f] - own[f] for f in own], ddof=1)
+    assert loss["paired_sigma"] > 2 * between
 
 
 def test_a_model_that_is_not_finite_is_reported_so() -> None:
@@ -69,11 +81,16 @@ def test_the_program_writes_a_report_and_a_picture(foundry: FoundryPlaces, tmp_p
     )
     train(source, Folder.at(tmp_path / "model"), config)
 
+    held = [f.cid for f in plan_fossils(plan, vault_root) if f.split == "held_out"]
+    cids = sorted(held)[:5]
+    anchor = tmp_path / "anchor.json"
+    anchor.write_bytes(anchor_set("ebdm_gen0001", plan.plan_id, cids))
     out = tmp_path / "report"
     code = main(
         [
             "--checkpoint", str(tmp_path / "model"), "--plan", str(plan_path), "--vault",
             str(vault_root), "--out", str(out), "--champion", str(tmp_path / "model"),
+            "--earlier", "4", "ebdm_gen0001", str(tmp_path / "model"), "--anchor", str(anchor),
         ]
     )  # fmt: skip
 
@@ -82,7 +99,19 @@ def test_the_program_writes_a_report_and_a_picture(foundry: FoundryPlaces, tmp_p
     assert report.finite
     assert report.plan_id == plan.plan_id
     assert report.families == len(report.dsm_loss.by_family) >= 1
-    assert report.champion == report.dsm_loss
+    assert report.champion.by_family == report.dsm_loss.by_family
+    assert report.champion.paired_sigma == 0.0
+    assert set(report.slices.values()) == {"others"}
+    assert [(e.name, e.weeks_ago) for e in report.earlier] == [("ebdm_gen0001", 4)]
+    assert report.earlier[0].loss == report.dsm_loss
+    own, champion = report.anchor
+    assert own == champion
+    assert report.raw["anchor"]["digest"] == sha256_hex(anchor.read_bytes())
+    assert 0 < report.raw["anchor"]["fossils"] == len(cids)
+    assert report.cost == report.champion_cost
+    assert report.cost.num_parameters > 0
+    # Points of two numbers: near ones are chance.
+    assert report.near_duplicates.skipped
     assert report.dsm_loss.mean < report.baseline.mean
     assert report.files == ("report.png",)
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -28,3 +28,10 @@ def test_judgements_against_a_champion_count_for_a_month() -> None:
     assert (looks.used, looks.budget, looks.days) == (2, 20, 28)
     assert not looks.is_spent
     assert looks_used(entries, NOW, budget=2).is_spent
+
+
+def test_a_run_does_not_stand_in_its_own_way() -> None:
+    """What the run at hand has used already, judged once more after a crash, is not counted."""
+    entries = [entry("2026-11-20T00:00:00Z", "run.VERIFIED", GATE)]
+    assert looks_used(entries, NOW, besides="run-00000000000a").used == 0
+    assert looks_used(entries, NOW, besides="run-00000000000b").used == 1

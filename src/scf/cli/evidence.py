@@ -239,7 +239,7 @@ def release_make(
         context.drive,
         context.home,
         code_version=scf.__version__,
-        settings=_settings(context),
+        settings=context.config.without_paths(),
         size_max_bytes=parse_size_bytes(size_max) if size_max else None,
     ) as foundry:
         made = make_release(foundry, week=monday, dry_run=dry_run)
@@ -460,14 +460,6 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     text = "absent" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:16]}..."
-
-
-def _settings(context: Context) -> dict[str, Any]:
-    """The foundry's settings, without the paths of this machine."""
-    from dataclasses import asdict
-
-    known = asdict(context.config)
-    return {name: value for name, value in known.items() if isinstance(value, dict)}
 
 
 def _monday(week: str | None) -> date | None:

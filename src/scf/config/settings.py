@@ -107,6 +107,11 @@ class FoundryConfig:
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
     gate: GateSettings = field(default_factory=GateSettings)
 
+    def without_paths(self) -> dict[str, Any]:
+        """Every setting but where things lie: what a release may show."""
+        known = dataclasses.asdict(self)
+        return {name: value for name, value in known.items() if isinstance(value, dict)}
+
     def need_root(self) -> Path:
         """The drive's root. Raises OperatorError when none is configured."""
         if self.root is None:

@@ -61,13 +61,20 @@ def train_ebdm(spec: JobSpec) -> list[str]:
 
 
 def measure(spec: JobSpec) -> list[str]:
-    """Held-out metrics of a checkpoint, beside its champion's where there is one."""
+    """Held-out metrics of a checkpoint, beside those of champions, where there are any."""
     command = [
         *_program("scf.verification.measure", "--checkpoint", _input(spec, "checkpoint")),
         *("--plan", _input(spec, "plan.json"), "--vault", _vault(spec), "--out", "outputs/report"),
     ]
-    champion = spec.input("champion")
-    return [*command, "--champion", champion.path] if champion else command
+    champion, anchor = spec.input("champion"), spec.input("anchor.json")
+    command += ["--champion", champion.path] if champion else []
+    command += ["--anchor", anchor.path] if anchor else []
+    for given in spec.inputs:
+        kind, _, rest = given.name.partition("-")
+        if kind == "earlier":
+            weeks, _, name = rest.partition("-")
+            command += ["--earlier", weeks, name, given.path]
+    return command
 
 
 KINDS: JobKinds = {"train_ebdm": train_ebdm, "measure": measure}

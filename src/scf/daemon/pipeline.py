@@ -35,6 +35,8 @@ from scf.runs.store import RunStore
 
 TRAIN = "train_ebdm"
 MEASURE = "measure"
+# Inputs of a measuring job: `earlier-4-ebdm_gen0002` stood four weeks ago.
+EARLIER = "earlier"
 
 # Jobs that the local machine works on at a time: training takes all its cores.
 LOCAL_JOBS_MAX = 1
@@ -222,6 +224,8 @@ def verify(run: Run, bench: Bench) -> Step:
 
 def prove(run: Run, bench: Bench) -> Step:
     """VERIFIED: sign the statement and log it. One run at a time between proof and promotion."""
+    from scf.verification.gate import Looks
+
     others = [other.run_id for other in bench.store.runs({State.PROVEN}) if other != run]
     if others:
         return Wait(f"{others[0]} is being promoted")
@@ -238,6 +242,7 @@ def prove(run: Run, bench: Bench) -> Step:
         parent=run.facts.get("parent"),
         report_path=_report(run, bench) / "report.json",
         has_champion=now is not None,
+        looks=Looks.of_trace(run.facts["gate"]["trace"]),
     )
     return Move(State.PROVEN, f"stated in {record.name}", facts={"proof": record.name})
 
@@ -251,6 +256,7 @@ def promote(run: Run, bench: Bench) -> Step:
         report_folder=_report(run, bench),
         proof=run.facts["proof"],
     )
+    bench.rooms.anchor()  # frozen at the first promotion
     return Move(State.PROMOTED, f"it is {generation.name}", facts={"generation": generation.name})
 
 
@@ -299,6 +305,11 @@ def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
     folders = {"checkpoint": _checkpoint(run, bench)}
     if champion is not None:
         folders["champion"] = champion.checkpoint
+        for weeks, earlier in bench.rooms.earlier_champions():
+            folders[f"{EARLIER}-{weeks}-{earlier.name}"] = earlier.checkpoint
+        anchor = bench.rooms.anchor()
+        if anchor is not None:
+            files["anchor.json"] = anchor.read_bytes()
     config = {
         "checkpoint_digest": digest,
         "measured_against": champion.name if champion is not None else None,
@@ -317,6 +328,7 @@ def _judge(run: Run, attempt: Attempt, end: AttemptEnd, bench: Bench) -> Step:
             checkpoint_digest=config["checkpoint_digest"],
             plan_id=run.facts["plan_id"],
             has_champion=config["measured_against"] is not None,
+            looks=bench.rooms.looks(run.run_id) if config["measured_against"] else None,
         )
     except (InputError, BundleMismatch) as error:
         return Retry(f"the report cannot be used: {error}", ends=end)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scf.fertilization.batch_plan import BatchPlan
     from scf.fertilization.primordial_soup import IngestReport
     from scf.release.weekly import ReleaseResult
-    from scf.verification.gate import GateDecision
+    from scf.verification.gate import GateDecision, Looks
     from scf.verification.report import Report
     from scf.verification.verify_checkpoint import CheckpointFacts
     from scf.zoo.registry import Generation, Zoo
@@ -168,14 +168,57 @@ class Rooms(Shelves):
             keys=[signer.public_key],
         )
 
+    def anchor(self) -> Path | None:
+        """The anchor set, frozen now if a first generation has just been promoted; None before."""
+        from scf.fertilization.batch_plan import HELD_OUT, BatchPlan, plan_fossils
+        from scf.zoo.anchor import ANCHOR_NAME, EVENT, anchor_of, anchor_set
+
+        folder = self.drive.folder("model_zoo")
+        history = self.zoo().history()
+        if anchor_of(folder) is None and history:
+            first = self.zoo().generation(history[0].generation)
+            plan = BatchPlan.from_json(self.plan_of(first))
+            held_out = (
+                fossil.cid
+                for fossil in plan_fossils(plan, self.vault_folder)
+                if fossil.split == HELD_OUT and fossil.verdict == "PASS"
+            )
+            data = anchor_set(first.name, plan.plan_id, held_out)
+            # Logged, then written: what stands there is always what the log names.
+            self.audit.append(EVENT, first.name, {"sha256": sha256_hex(data)}, key=EVENT)
+            folder.write_once(ANCHOR_NAME, data)
+        return anchor_of(folder)
+
+    def earlier_champions(self) -> "list[tuple[int, Generation]]":
+        """(weeks ago, generation) of those that stood some weeks ago and are still there."""
+        from scf.zoo.earlier import stood_weeks_ago
+
+        zoo = self.zoo()
+        there = {generation.name: generation for generation in zoo.generations()}
+        stood = stood_weeks_ago(zoo.history(), self.clock.now())
+        return [(weeks, there[name]) for name, weeks in stood.items() if name in there]
+
     def verify_checkpoint(self, folder: Path) -> "CheckpointFacts":
         """Every byte of a checkpoint. Raises CheckpointInvalid."""
         from scf.verification.verify_checkpoint import verify_checkpoint
 
         return verify_checkpoint(folder)
 
+    def looks(self, run_id: str) -> "Looks":
+        """How often the sealed pool was looked at lately, by other runs than this one."""
+        from scf.zoo.looks import looks_used
+
+        entries = (logged.entry for logged in self.audit.entries())
+        return looks_used(entries, self.clock.now(), besides=run_id)
+
     def judge(
-        self, report_path: Path, *, checkpoint_digest: str, plan_id: str, has_champion: bool
+        self,
+        report_path: Path,
+        *,
+        checkpoint_digest: str,
+        plan_id: str,
+        has_champion: bool,
+        looks: "Looks | None",
     ) -> "tuple[Report, GateDecision]":
         """Read a report and ask the gate. Raises InputError for a report that is none."""
         from scf.verification.gate import decide
@@ -188,6 +231,7 @@ class Rooms(Shelves):
             checkpoint_digest=checkpoint_digest,
             plan_id=plan_id,
             has_champion=has_champion,
+            looks=looks,
         )
         return report, decision
 
@@ -200,8 +244,12 @@ class Rooms(Shelves):
         parent: Mapping[str, str] | None,
         report_path: Path,
         has_champion: bool,
+        looks: "Looks | None",
     ) -> Path:
-        """Sign and log what the run made; returns the proof record. Twice is once."""
+        """Sign and log what the run made; returns the proof record. Twice is once.
+
+        `looks` are those that it was judged with: the statement holds the same decision.
+        """
         from scf.proofs.attest import attest
         from scf.proofs.statement import Parent, build_statement
 
@@ -211,6 +259,7 @@ class Rooms(Shelves):
             checkpoint_digest=facts.digest,
             plan_id=plan_id_of(plan),
             has_champion=has_champion,
+            looks=looks,
         )
         statement = build_statement(
             run_id=run_id,
@@ -230,7 +279,7 @@ class Rooms(Shelves):
 
     def make_release(self) -> "ReleaseResult":
         """Pack this week's release. Raises AlreadyReleased with its path when there is one."""
-        from scf.release.weekly import Foundry, make_release
+        from scf.release.weekly import Foundry, make_release, size_cap_bytes
         from scf.vault.journal import Vault
 
         with Vault.open(self.drive, self.config.home) as vault:
@@ -243,6 +292,8 @@ class Rooms(Shelves):
                 keys=public_keys(self.config.home / "keys"),
                 code_version=scf.__version__,
                 clock=self.clock,
+                settings=self.config.without_paths(),
+                size_max_bytes=size_cap_bytes(self.drive),
             )
             return make_release(foundry)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,6 +38,12 @@ class HeldOut:
     c_NK: Floats
     cids: list[str]
     families: list[str]
+
+    def take(self, wanted_N: npt.NDArray[np.bool_]) -> "HeldOut":
+        """Those that are wanted, in the same order."""
+        index = np.flatnonzero(wanted_N)
+        cids, families = ([texts[i] for i in index] for texts in (self.cids, self.families))
+        return HeldOut(self.x_ND[index], self.c_NK[index], cids, families)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ class Looks:
         """Whether no look is left."""
         return self.used >= self.budget
 
+    @classmethod
+    def of_trace(cls, trace: Mapping[str, Any]) -> "Looks | None":
+        """What a decision was made with, so that it can be made again."""
+        looks = trace.get("looks")
+        return None if looks is None else cls(looks["used"], looks["budget"], looks["days"])
+
 
 class GateLimits(Protocol):
     """What a candidate must show; `config.GateSettings` is one."""
@@ -406,9 +412,8 @@ def _vetoes(report: Report, *, checkpoint_digest: str, plan_id: str) -> list[tup
         ("finite", report.finite, f"energies and scores on held-out fossils are {finite}"),
     ]
     if report.near_duplicates is not None:
-        found = report.near_duplicates
-        detail = f"{found} held-out fossils lie within 1e-3 (relative L2) of one trained on"
-        vetoes.append(("sealed_pool.near_duplicates", found == 0, detail))
+        near = report.near_duplicates
+        vetoes.append(("sealed_pool.near_duplicates", near.is_harmless, near.sentence()))
     for name, check in sorted(report.physics.items()):
         sampled = "unmeasured" if check.sampled is None else f"{check.sampled:.4g} {check.unit}"
         limit = "" if check.tolerance is None else f" (tolerance {check.tolerance:.4g})"

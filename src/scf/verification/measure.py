@@ -1,7 +1,7 @@
 """Measure a checkpoint on the held-out fossils of its plan: report.json and a picture.
 
     python -m scf.verification.measure --checkpoint DIR --plan FILE --vault DIR --out DIR
-        [--champion DIR] [--seed N]
+        [--champion DIR] [--earlier WEEKS NAME DIR ...] [--anchor FILE] [--seed N]
 
 What is measured (schema scf.report/1, read by `verification.report`):
 
@@ -9,6 +9,12 @@ What is measured (schema scf.report/1, read by `verification.report`):
   95 % interval over families, and each family's mean. Beside it the champion's on the same noise,
   that of independent Gaussians (baseline_dsm_loss), and that of the full-covariance Gaussian which
   is the model with its network switched off (gaussian_dsm_loss).
+  champion_dsm_loss also holds paired_sigma: how its loss minus the candidate's varies by fossil.
+* earlier_champions, anchor: others on the same noise (`opponents`). held_out.slices: families by
+  slice of the domain.
+* near_duplicates: held-out fossils within 1e-3 of a training fossil. They are left out of every
+  number here, unless they are more than a tenth, which the gate refuses.
+* cost, champion_cost: what scoring a fossil takes (`cost`).
 * energy: quantiles in nats at `sigma`, of real, sampled and corrupted fossils.
 * auroc: for each corruption the chance that a corrupted fossil has a higher energy than a real one,
   over the fossils that it changes (shuffling a channel that is zero all day changes nothing).
@@ -28,17 +34,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from scf.core.errors import NothingToDo, ScfError
-from scf.fertilization.batch_plan import BatchPlan, read_plan
-from scf.fertilization.fossil_batcher import FossilBatcher
+from scf.core.errors import ScfError
+from scf.fertilization.batch_plan import read_plan
 from scf.models.physics import constraints_for
-from scf.models.record import Floats, LayoutMismatch
+from scf.models.record import Floats
 from scf.models.record_energy import RecordEnergy
 from scf.storage.partitions import Folder
 from scf.training.checkpoint import load_energy
 from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
-from scf.training.fossils import layout_of, plan_boundary
 from scf.verification.corruptions import auroc, corruptions_for
+from scf.verification.cost import Rapl, measure_costs
 from scf.verification.denoising import (
     HeldOut,
     add_noise,
@@ -46,16 +51,17 @@ from scf.verification.denoising import (
     model_losses,
     summary,
 )
+from scf.verification.opponents import anchor_losses, earlier_losses, load_earlier, read_anchor
 from scf.verification.physics_checks import check_physics
 from scf.verification.pictures import draw_report
+from scf.verification.pool import open_pool, slices
 from scf.verification.score import default_sigma
 
 SCHEMA = "scf.report/1"
 REPORT_NAME = "report.json"
 PICTURE_NAME = "report.png"
 
-# At most so many held-out fossils are measured, and so many samples drawn.
-_FOSSILS_MAX = 4096
+# At most so many samples are drawn.
 _SAMPLES_MAX = 512
 _STEPS = 24
 
@@ -90,7 +96,11 @@ def measure(
     losses = model_losses(noisy, energy, energy)
     report: dict[str, Any] = {
         "schema": SCHEMA,
-        "held_out": {"fossils": len(held_out.cids), "families": len(set(held_out.families))},
+        "held_out": {
+            "fossils": len(held_out.cids),
+            "families": len(set(held_out.families)),
+            "slices": slices(held_out.families),
+        },
         "dsm_loss": summary(losses, held_out.families, seed=seed),
     }
     for name, independent in (("baseline_dsm_loss", True), ("gaussian_dsm_loss", False)):
@@ -98,7 +108,10 @@ def measure(
         report[name] = summary(found, held_out.families, seed=seed)
     if champion is not None and champion.layout == energy.layout:
         found = model_losses(noisy, champion, energy)
-        report["champion_dsm_loss"] = summary(found, held_out.families, seed=seed)
+        report["champion_dsm_loss"] = {
+            **summary(found, held_out.families, seed=seed),
+            "paired_sigma": float(np.std(found - losses, ddof=min(1, len(losses) - 1))),
+        }
 
     x_ND, c_NK = held_out.x_ND, held_out.c_NK
     generator = torch.Generator().manual_seed(seed)
@@ -134,32 +147,6 @@ def measure(
     return Measured(report, energies, sampled)
 
 
-def read_held_out(plan: BatchPlan, vault: Path, energy: RecordEnergy) -> HeldOut:
-    """The held-out fossils of a plan, at most 4096, in the order of the plan.
-
-    Raises:
-        LayoutMismatch: They are of another kind than the model's.
-        NothingToDo: The plan holds nothing out.
-    """
-    batcher = FossilBatcher(plan, batch_size=512, as_numpy=True, split="held_out", vault_root=vault)
-    if layout_of(batcher, boundary=plan_boundary(plan, vault)) != energy.layout:
-        raise LayoutMismatch("the plan's fossils have other fields than the model")
-    xs, cs, cids, families = [], [], [], []
-    for minibatch in batcher.stream_minibatches():
-        x_BD, c_BK = energy.layout.pack(minibatch)
-        xs.append(x_BD)
-        cs.append(c_BK)
-        cids += minibatch["_cid"]
-        families += minibatch["_family"]
-        if len(cids) >= _FOSSILS_MAX:
-            break
-    if not cids:
-        raise NothingToDo("the plan holds no fossils out, so there is nothing to measure on")
-    order = sorted(range(len(cids)), key=cids.__getitem__)[:_FOSSILS_MAX]
-    x_ND, c_NK = np.concatenate(xs)[order], np.concatenate(cs)[order]
-    return HeldOut(x_ND, c_NK, [cids[i] for i in order], [families[i] for i in order])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     started = time.monotonic()
@@ -170,13 +157,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = read_plan(options.plan)
         energy = load_energy(checkpoint)
         champion = load_energy(options.champion) if options.champion else None
-        held_out = read_held_out(plan, options.vault, energy)
-        measured = measure(
-            energy,
-            held_out,
-            sigma=default_sigma(checkpoint),
-            champion=champion,
-            seed=options.seed,
+        anchor = read_anchor(options.anchor) if options.anchor else None
+        pool = open_pool(plan, options.vault, energy, anchor.cids if anchor else ())
+        held_out, sigma = pool.held_out, default_sigma(checkpoint)
+        measured = measure(energy, held_out, sigma=sigma, champion=champion, seed=options.seed)
+        others: dict[str, Any] = {
+            "near_duplicates": pool.near_duplicates,
+            "earlier_champions": earlier_losses(
+                energy, held_out, load_earlier(options.earlier), seed=options.seed
+            ),
+        }
+        models = {"cost": (energy, checkpoint)}
+        if champion is not None and champion.layout == energy.layout:
+            models["champion_cost"] = champion, find_checkpoint(options.champion)
+            if anchor is not None and pool.anchor.cids:
+                others["anchor"] = anchor_losses(
+                    energy, champion, pool.anchor, anchor, seed=options.seed
+                )
+        others |= measure_costs(
+            models, held_out.x_ND, held_out.c_NK, sigma=sigma, meter=Rapl.find()
         )
         out = Folder.at(options.out)
         with out.open_staged(PICTURE_NAME) as file:
@@ -185,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         report = {
             **measured.report,
+            **others,
             "checkpoint_digest": checkpoint_digest(checkpoint),
             "plan_id": plan.plan_id,
             "seed": options.seed,
@@ -227,6 +227,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vault", type=Path, required=True, help="the fossil_vault folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for report and picture")
     parser.add_argument("--champion", type=Path, help="a checkpoint or generation to compare with")
+    parser.add_argument(
+        "--earlier",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("WEEKS", "NAME", "DIR"),
+        help="a champion of so many weeks ago; may be given several times",
+    )
+    parser.add_argument("--anchor", type=Path, help="the frozen anchor set (scf.anchor/1)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, corruptions and samples")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     return parser

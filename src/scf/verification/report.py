@@ -69,6 +69,38 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class NearDuplicates:
+    """Held-out fossils that lie within a thousandth (relative L2) of one that was trained on.
+
+    Attributes:
+        found: How many.
+        left_out: Whether they were left out of every measured number.
+        is_complete: Whether every training fossil was compared.
+        skipped: Why none was; "" where they were.
+    """
+
+    found: int
+    left_out: bool
+    is_complete: bool
+    skipped: str
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether the pool that was measured on holds none."""
+        return self.found == 0 or self.left_out
+
+    def sentence(self) -> str:
+        """What was found, in words."""
+        if self.skipped:
+            return f"not looked for near-duplicates: {self.skipped}"
+        part = "" if self.is_complete else " (not all of them were compared in the time given)"
+        if not self.found:
+            return f"no held-out fossil lies within 1e-3 of one trained on{part}"
+        fate = "left out of the pool" if self.left_out else "too many for the pool to be sealed"
+        return f"{self.found} held-out fossils lie within 1e-3 of one trained on{part}: {fate}"
+
+
+@dataclass(frozen=True)
 class PhysicsCheck:
     """One constraint: its mean residual on real and on sampled fossils, in `unit`.
 
@@ -106,7 +138,7 @@ class Report:
         earlier: Champions of some weeks ago.
         anchor: (candidate, champion) on a frozen set of fossils that never changes.
         cost, champion_cost: What both take to run, where that was measured.
-        near_duplicates: Held-out fossils found within 1e-3 (relative L2) of a training fossil.
+        near_duplicates: Held-out fossils near to training fossils; None where nobody looked.
     """
 
     checkpoint_digest: str
@@ -128,7 +160,7 @@ class Report:
     anchor: tuple[Loss, Loss] | None = None
     cost: Cost = Cost()
     champion_cost: Cost = Cost()
-    near_duplicates: int | None = None
+    near_duplicates: NearDuplicates | None = None
 
 
 def read_report(path: Path) -> Report:
@@ -251,9 +283,14 @@ def _cost(value: Any, where: str) -> Cost:
     )
 
 
-def _near_duplicates(value: Any) -> int:
+def _near_duplicates(value: Any) -> NearDuplicates:
     about = _mapping(value, "near_duplicates")
-    return _count(about.get("found"), "near_duplicates.found")
+    return NearDuplicates(
+        found=_count(about.get("found"), "near_duplicates.found"),
+        left_out=_boolean(about.get("left_out", False), "near_duplicates.left_out"),
+        is_complete=_boolean(about.get("is_complete", True), "near_duplicates.is_complete"),
+        skipped=str(about.get("skipped", "")),
+    )
 
 
 def _physics(value: Any, where: str) -> PhysicsCheck:

@@ -20,11 +20,24 @@ _JUDGED = frozenset({"run.VERIFIED", "run.REJECTED"})
 
 
 def looks_used(
-    entries: Iterable[Entry], now: datetime, *, budget: int = BUDGET, days: int = DAYS
+    entries: Iterable[Entry],
+    now: datetime,
+    *,
+    budget: int = BUDGET,
+    days: int = DAYS,
+    besides: str = "",
 ) -> Looks:
-    """The looks of the last `days` days: judgements in which the sequential test was made."""
+    """The looks of the last `days` days: judgements in which the sequential test was made.
+
+    `besides` is the run that is being judged: what it has used already, measured again after the
+    champion changed, say, does not stand against itself.
+    """
     since = now - timedelta(days=days)
-    used = sum(1 for entry in entries if is_look(entry) and since <= parse_utc(entry.at) <= now)
+    used = sum(
+        1
+        for entry in entries
+        if is_look(entry) and entry.subject != besides and since <= parse_utc(entry.at) <= now
+    )
     return Looks(used, budget, days)
 
 
