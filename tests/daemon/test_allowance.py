@@ -1,4 +1,4 @@
-"""No more money is promised than the month has."""
+"""No more money is promised than the hour, the run, the day and the month have."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from scf.core.errors import BudgetExceeded
 from scf.daemon.allowance import Allowance
 from scf.daemon.commands import LIMITS_SET
-from scf.runs.record import AttemptEnd
-from scf.runs.state import State
 from scf.runs.store import RunStore
 from support.clocks import ManualClock
+
+ONE, TWO = "run-aaaaaaaaaaaa-train-ebdm-1", "run-bbbbbbbbbbbb-train-ebdm-1"
+AGAIN = "run-aaaaaaaaaaaa-train-ebdm-2"
 
 
 @pytest.fixture
@@ -19,59 +20,80 @@ def clock() -> ManualClock:
     return ManualClock(datetime(2026, 11, 23, 6, 0, tzinfo=UTC))
 
 
-@pytest.fixture
-def store(tmp_path: Path, clock: ManualClock):
+def purse(tmp_path: Path, clock: ManualClock, **limits: float) -> Allowance:
+    """With these caps; the others are out of the way."""
+    wide = dict.fromkeys(("usd_hour", "usd_run", "usd_day", "usd_month"), 1e6)
     store = RunStore.open(tmp_path, clock)
-    store.set(LIMITS_SET, {"usd_month": 10.0})
-    yield store
+    store.set(LIMITS_SET, wide | limits)
     store.close()
+    return Allowance(tmp_path, clock)
 
 
-def open_job(store: RunStore, number: int) -> str:
-    run, _ = store.add_run({"n": number}, {}, facts={})
-    for state in (State.VALIDATED, State.PLANNED):
-        run = store.move(run, state, "on")
-    return store.open_attempt(run.run_id, "train_ebdm", "runpod", lambda _: {}).attempt_id
-
-
-def end_job(store: RunStore, job_id: str, cost_usd: float) -> None:
-    run = store.run(store.attempt(job_id).run_id)
-    end = AttemptEnd(job_id, "completed", {"cost_usd": cost_usd})
-    store.move(run, State.SUBMITTED, "on", ends=end)
-
-
-def test_promises_count_until_the_receipt_is_in(store: RunStore, clock: ManualClock) -> None:
-    allowance = Allowance(store, clock)
-    first, second = open_job(store, 1), open_job(store, 2)
-    allowance.approve(first, 6.0)
-    allowance.approve(first, 6.0)
+def test_promises_count_until_the_estimate_is_in(tmp_path: Path, clock: ManualClock) -> None:
+    allowance = purse(tmp_path, clock, usd_month=10.0)
+    allowance.approve(ONE, 6.0, usd_per_h=2.0)
+    allowance.approve(ONE, 6.0, usd_per_h=2.0)
     assert allowance.spent_usd() == 6.0
-    with pytest.raises(BudgetExceeded, match=r"6\.00 of 10\.00 USD"):
-        allowance.approve(second, 5.0)
+    with pytest.raises(BudgetExceeded, match=r"5\.00 USD of this month; 6\.00 of 10\.00"):
+        allowance.approve(TWO, 5.0, usd_per_h=2.0)
+    assert allowance.of(TWO) is None
 
-    end_job(store, first, 2.5)
-
-    allowance.approve(second, 5.0)
+    allowance.settle(ONE, 2.5)
+    allowance.approve(TWO, 5.0, usd_per_h=2.0)
     assert allowance.spent_usd() == 7.5
 
+    allowance.bill(ONE, 2.75)
+    assert allowance.spent_usd() == 7.75
 
-def test_a_new_month_has_a_new_allowance(store: RunStore, clock: ManualClock) -> None:
-    allowance = Allowance(store, clock)
-    job = open_job(store, 1)
-    allowance.approve(job, 9.0)
-    end_job(store, job, 9.0)
-    assert allowance.spent_usd() == 9.0
 
-    clock.advance(8 * 86_400)
+def test_the_cap_by_the_hour_is_about_what_is_open(tmp_path: Path, clock: ManualClock) -> None:
+    allowance = purse(tmp_path, clock, usd_hour=5.0)
+    allowance.approve(ONE, 1.0, usd_per_h=2.7)
+    with pytest.raises(BudgetExceeded, match=r"usd_hour|USD/h"):
+        allowance.approve(TWO, 1.0, usd_per_h=2.7)
 
-    assert allowance.spent_usd() == 0.0
+    allowance.settle(ONE, 1.0)
+
+    allowance.approve(TWO, 1.0, usd_per_h=2.7)
+
+
+def test_the_cap_of_a_run_counts_all_its_attempts(tmp_path: Path, clock: ManualClock) -> None:
+    allowance = purse(tmp_path, clock, usd_run=10.0)
+    allowance.approve(ONE, 6.0, usd_per_h=1.0)
+    allowance.settle(ONE, 6.0)
+
+    with pytest.raises(BudgetExceeded, match="USD of its run"):
+        allowance.approve(AGAIN, 5.0, usd_per_h=1.0)
+    allowance.approve(TWO, 5.0, usd_per_h=1.0)
+
+
+@pytest.mark.parametrize(("cap", "days"), [("usd_day", 1), ("usd_month", 8)])
+def test_a_new_day_and_a_new_month_have_a_new_allowance(
+    tmp_path: Path, clock: ManualClock, cap: str, days: int
+) -> None:
+    """What is still open then counts to the new one, too."""
+    allowance = purse(tmp_path, clock, **{cap: 10.0})
+    allowance.approve(ONE, 9.0, usd_per_h=1.0)
+    clock.advance(days * 86_400)
+    assert allowance.spent_usd(cap) == 9.0
+
+    allowance.settle(ONE, 9.0)
+
+    assert allowance.spent_usd(cap) == 0.0
 
 
 def test_nothing_may_be_spent_where_the_limit_is_nothing(
-    store: RunStore, clock: ManualClock
+    tmp_path: Path, clock: ManualClock
 ) -> None:
-    store.set(LIMITS_SET, {"usd_month": 0.0})
-    allowance = Allowance(store, clock)
-    allowance.approve(open_job(store, 1), 0.0)
+    allowance = purse(tmp_path, clock, usd_month=0.0)
+    allowance.approve(ONE, 0.0, usd_per_h=0.0)
+    with pytest.raises(BudgetExceeded, match="of this month") as caught:
+        allowance.approve(TWO, 0.01, usd_per_h=0.0)
+    assert caught.value.remedy == "Raise the limit: `scf budget set usd_month AMOUNT`."
+
+
+def test_without_a_database_the_defaults_hold(tmp_path: Path, clock: ManualClock) -> None:
+    """`scf pods smoke` before the first run: nothing is made for it but the promise."""
     with pytest.raises(BudgetExceeded):
-        allowance.approve(open_job(store, 2), 0.01)
+        Allowance(tmp_path, clock).approve(ONE, 25.01, usd_per_h=1.0)
+    assert not (tmp_path / "runs.db").exists()

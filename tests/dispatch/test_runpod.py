@@ -24,6 +24,7 @@ from scf.core.errors import BudgetExceeded, DoorUnavailable
 from scf.dispatch.job import ExitReason, JobExit, JobPhase, JobSpec
 from scf.dispatch.pod_board import PodBoard
 from scf.dispatch.pod_record import PodFiles, PodRecord, PodState
+from scf.dispatch.purse import OpenPurse
 from scf.dispatch.runpod import RunpodDoor
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.dispatch.runpod_model import PodOrder
@@ -311,12 +312,13 @@ def test_what_costs_too_much_is_not_rented(doors: Doors) -> None:
 def test_the_budget_is_asked_before_each_order(doors: Doors) -> None:
     asked = []
 
-    def approve(job_id: str, max_usd: float) -> None:
-        asked.append((job_id, max_usd))
-        if len(asked) < 3:
-            raise BudgetExceeded("the day's budget is spent", remedy="Raise it.")
+    class Purse(OpenPurse):
+        def approve(self, job_id: str, max_usd: float, *, usd_per_h: float) -> None:
+            asked.append((job_id, max_usd))
+            if len(asked) < 3:
+                raise BudgetExceeded("the day's budget is spent", remedy="Raise it.")
 
-    door = doors(approve=approve)
+    door = doors(purse=Purse())
     door.submit(tiny(), {})
 
     assert ended(door).reason is ExitReason.COMPLETED

@@ -11,10 +11,14 @@ from fakes.runpod.world import FakePod
 from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.storage.partitions import Folder
-from support.ssh_boxes import QUICK, Sshd, start_sshd
+from support.ssh_boxes import QUICK, Sshd, kill_marked, start_sshd
 
 CHEAP = Candidate("NVIDIA RTX A4000")
 DEAR = Candidate("NVIDIA H100 80GB HBM3")
+
+
+# What a pod runs has this in its environment, and ends with it.
+MARK = "SCF_TEST_POD"
 
 
 class RealPods:
@@ -29,6 +33,7 @@ class RealPods:
             folder,
             host_key=base64.b64decode(pod.env["SCF_SSH_HOST_KEY"]),
             authorised=pod.env["PUBLIC_KEY"],
+            environment={MARK: pod.pod_id},
         )
         self.servers[pod.pod_id] = server
         return "127.0.0.1", server.port, "root"
@@ -36,6 +41,7 @@ class RealPods:
     def stop(self, pod: FakePod) -> None:
         if server := self.servers.pop(pod.pod_id, None):
             server.stop()
+            kill_marked(f"{MARK}={pod.pod_id}")
 
 
 def real_provider(**arguments: Any) -> FakeRunpod:
@@ -66,7 +72,7 @@ class Doors:
         )
         self._open: list[RunpodDoor] = []
 
-    def __call__(self, *, approve: Any = None, **changes: Any) -> RunpodDoor:
+    def __call__(self, *, purse: Any = None, **changes: Any) -> RunpodDoor:
         home = self._tmp_path / "home"
         home.mkdir(exist_ok=True)
         door = RunpodDoor(
@@ -74,7 +80,7 @@ class Doors:
             Folder.at(self._tmp_path / "jobs"),
             home,
             rental=rental(self._tmp_path, **changes),
-            approve=approve,
+            purse=purse,
             settings=QUICK,
         )
         self._open.append(door)

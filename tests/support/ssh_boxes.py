@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def start_sshd(
     netns: str | None = None,
     host_key: bytes | None = None,
     authorised: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Sshd:
     """Start a server; the test is skipped, with the reason, where that cannot be had.
 
@@ -101,6 +102,7 @@ def start_sshd(
         netns: Network namespace to live in.
         host_key: Private host key; by default a new one.
         authorised: Public key that may log in; by default a new one, `id` in the folder.
+        environment: Variables of whatever is run over ssh.
     """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     for program in ("sshd", "ssh", "ssh-keygen", "rsync"):
@@ -121,13 +123,14 @@ def start_sshd(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    more = "".join(f" {name}={value}" for name, value in (environment or {}).items())
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress {host}\nHostKey {folder / 'host_key'}\n"
         f"AuthorizedKeysFile {folder / 'authorized_keys'}\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
         "PermitRootLogin prohibit-password\nClientAliveInterval 2\nMaxStartups 100\nUseDNS no\n"
         # The login shell reads its start-up files there, and not those of whoever runs the tests.
-        f"SetEnv HOME={folder}\n"
+        f"SetEnv HOME={folder}{more}\n"
     )
     sshd = Sshd(folder, port, host, netns)
     sshd.start()
@@ -165,6 +168,17 @@ class Doors:
     def close(self) -> None:
         for door in self._open:
             door.close()
+
+
+def kill_marked(mark: str) -> None:
+    """End every process whose environment holds `mark` (`NAME=value`)."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            is_ours = mark.encode() in path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if is_ours:
+            _kill(int(path.parent.name))
 
 
 def _descendants(pid: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Settings as values: built once from scf.toml and the environment, checked once."""
 
+from scf.config.doors import DoorsSection, RunpodSection, SshSection
 from scf.config.home import find_home, record_home
 from scf.config.settings import (
     DaemonSettings,
@@ -12,8 +13,11 @@ from scf.config.settings import (
 
 __all__ = [
     "DaemonSettings",
+    "DoorsSection",
     "FoundryConfig",
     "GateSettings",
+    "RunpodSection",
+    "SshSection",
     "TrainingSettings",
     "VaultSettings",
     "find_home",

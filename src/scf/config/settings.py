@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scf.config.doors import DoorsSection, RunpodSection, SshSection, door_rules
 from scf.core.errors import OperatorError, UsageError
 
 CONFIG_NAME = "scf.toml"
@@ -106,6 +107,9 @@ class FoundryConfig:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
     gate: GateSettings = field(default_factory=GateSettings)
+    doors: DoorsSection = field(default_factory=DoorsSection)
+    ssh: SshSection = field(default_factory=SshSection)
+    runpod: RunpodSection = field(default_factory=RunpodSection)
 
     def without_paths(self) -> dict[str, Any]:
         """Every setting but where things lie: what a release may show."""
@@ -127,7 +131,12 @@ _SECTIONS: dict[str, type] = {
     "training": TrainingSettings,
     "daemon": DaemonSettings,
     "gate": GateSettings,
+    "doors": DoorsSection,
+    "ssh": SshSection,
+    "runpod": RunpodSection,
 }
+# Environment variables that go before a setting of [runpod].
+_ADDRESSES = {"SCF_RUNPOD_REST": "rest", "SCF_RUNPOD_GRAPHQL": "graphql"}
 
 
 def load_config(
@@ -143,6 +152,10 @@ def load_config(
     known = {"root", *_SECTIONS}
     _refuse_unknown(path, "", set(table), known)
     sections = {name: _section(path, name, kind, table) for name, kind in _SECTIONS.items()}
+    addresses = {
+        key: environment[name] for name, key in _ADDRESSES.items() if environment.get(name)
+    }
+    sections["runpod"] = dataclasses.replace(sections["runpod"], **addresses)
     chosen = root or environment.get("SCF_ROOT") or table.get("root")
     config = FoundryConfig(
         home=home,
@@ -167,6 +180,12 @@ def _section(path: Path, name: str, kind: type, table: Mapping[str, Any]) -> Any
     if not isinstance(values, dict):
         raise UsageError(f"{path}: [{name}] must be a table, found {values!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    if name == "runpod" and "api_key" in values:
+        raise UsageError(
+            f"{path}: [runpod] the API key does not stand here, where backups and pages see it",
+            remedy="Give it as RUNPOD_API_KEY, or in a file of mode 0600 (`key_file`); see "
+            "docs/operations/first-h100-run.md.",
+        )
     _refuse_unknown(path, f"[{name}] ", set(values), set(fields))
     return kind(**{key: _typed(path, name, fields[key], value) for key, value in values.items()})
 
@@ -175,11 +194,17 @@ def _typed(path: Path, section: str, setting: "dataclasses.Field[Any]", value: A
     kind = type(setting.default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is tuple and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return tuple(value)
     if type(value) is not kind:
         raise UsageError(
-            f"{path}: [{section}] {setting.name} = {value!r} must be of type {kind.__name__}"
+            f"{path}: [{section}] {setting.name} = {value!r} must be of type {_kind_text(kind)}"
         )
     return value
+
+
+def _kind_text(kind: type) -> str:
+    return "list of texts" if kind is tuple else kind.__name__
 
 
 def _refuse_unknown(path: Path, where: str, found: set[str], known: set[str]) -> None:
@@ -215,6 +240,7 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
         ("[daemon] max_attempts", config.daemon.max_attempts, config.daemon.max_attempts > 0,
          "more than 0"),
         ("[gate] alpha", config.gate.alpha, 0 < config.gate.alpha < 0.5, "between 0 and 0.5"),
+        *door_rules(config.doors, config.ssh, config.runpod),
     ]  # fmt: skip
     for name, value, is_good, wanted in rules:
         if not is_good:
@@ -237,6 +263,8 @@ def config_text(root: Path) -> str:
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
     return _toml_text(value) if isinstance(value, str) else repr(value)
 
 

@@ -67,13 +67,15 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
             name: Limit(name, f"room for {name} on the drive", _room, format_bytes)
             for name in DEFAULT_BUDGETS_BYTES
         },
-        "usd_month": Limit(
-            "usd_month",
-            "no job is started at a door that costs once this is spent in a month (UTC)",
-            _dollars,
-            lambda value: f"{value:.2f} USD",
-            50.0,
-        ),
+        **{
+            name: Limit(name, what, _dollars, lambda value: f"{value:.2f} USD", default)
+            for name, what, default in (
+                ("usd_hour", "what all rented machines together may cost by the hour", 5.0),
+                ("usd_run", "what all attempts of one run may cost together", 25.0),
+                ("usd_day", "nothing more is rented once this is spent in a day (UTC)", 25.0),
+                ("usd_month", "nothing more is rented once this is spent in a month (UTC)", 50.0),
+            )
+        },
         "generations_kept": Limit(
             "generations_kept",
             "newest generations that stay in the zoo, beside released ones, champion and best",

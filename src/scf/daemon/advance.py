@@ -131,7 +131,7 @@ def _park(run: Run, step: Retry, bench: Bench) -> Move | Retry:
     for attempt in bench.store.attempts(run.run_id):
         if attempt.is_open and (ends is None or ends.attempt_id != attempt.attempt_id):
             try:
-                bench.rooms.door.cancel(attempt.attempt_id, at_once=True)
+                bench.rooms.doors.get(attempt.door).cancel(attempt.attempt_id, at_once=True)
             except DoorError as error:
                 reason = f"cannot be parked, its job may run: {error}; {step.reason}"
                 return Retry(reason, counts=False, ends=step.ends)

@@ -28,6 +28,7 @@ from scf.core.errors import (
 )
 from scf.daemon.advance import advance, is_due
 from scf.daemon.commands import CANCELS, ROOM_PENDING, Operator
+from scf.daemon.doors import Doors, open_doors
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
@@ -38,7 +39,6 @@ from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
 from scf.daemon.survey import Survey
 from scf.daemon.waker import open_waker
 from scf.dispatch.bundle import Bundle
-from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.job import JobPhase
 from scf.runs.state import ACTIVE
 from scf.runs.store import DATABASE_NAME, RunStore, StateDamaged
@@ -111,6 +111,7 @@ class Conductor:
         self._heartbeat = Heartbeat(config.home, clock)
         self._teller = Teller(talk, clock)
         self._rooms: Rooms | None = None
+        self._doors: Doors | None = None
         self._errands: Errands | None = None
         self._holding = ExitStack()
         self._is_stop_passed_on = False
@@ -146,6 +147,9 @@ class Conductor:
         bench = Bench(rooms, self.store, settings.max_attempts)
         self.waker.watch(rooms.vault_folder, lambda name: name == JOURNAL or is_shard_name(name))
         pulse = Pulse(rooms.vault_folder, self.store, self._clock, settle_s=settings.settle_s)
+        self._close_doors()  # those of a drive that had gone; the new ones find their jobs again
+        self._doors = rooms.doors
+        self._doors.resume()
         self._rooms = rooms
         survey = Survey(rooms.drive, self._clock)
         self._errands = Errands(bench, pulse, survey, self.lock, self._log, self._talk, self._alive)
@@ -153,6 +157,7 @@ class Conductor:
     def close(self) -> None:
         """Let go of everything. Running jobs go on, and are found again."""
         self._drop_rooms()
+        self._close_doors()
         self.waker.close()
         with suppress(sqlite3.DatabaseError):
             self._heartbeat.show(DaemonState.STOPPED, **self._asked())
@@ -201,10 +206,10 @@ class Conductor:
 
     def has_running_jobs(self) -> bool:
         """Whether a job that we started is running."""
-        door = self._any_door()
+        doors = self._any_doors()
         for attempt in self.store.open_attempts():
             with suppress(DoorError):
-                if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
+                if doors.get(attempt.door).poll(attempt.attempt_id).phase is JobPhase.RUNNING:
                     return True
         return False
 
@@ -296,9 +301,10 @@ class Conductor:
         return Tick(DaemonState.STOPPING, did, is_idle=not did and not self.has_running_jobs())
 
     def _end_jobs(self, *, at_once: bool) -> None:
-        door = self._any_door()
+        doors = self._any_doors()
         for attempt in self.store.open_attempts():
             with suppress(DoorError):
+                door = doors.get(attempt.door)
                 if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
                     door.cancel(attempt.attempt_id, at_once=at_once)
                     self._log.warning(
@@ -306,16 +312,22 @@ class Conductor:
                     )
                     self._talk(f"{attempt.attempt_id}: told to end")
 
-    def _any_door(self) -> Dispatcher:
-        """The door, with or without the drive: a job can be found and ended when it has gone."""
-        if self._rooms is not None:
-            return self._rooms.door
-        jobs = Folder(self._config.need_root() / "system_cache" / "jobs")
-        return self._open_door(jobs, self._config.home)
+    def _any_doors(self) -> Doors:
+        """The doors, with or without the drive: a job can be found and ended when it has gone."""
+        if self._doors is None:
+            jobs = Folder(self._config.need_root() / "system_cache" / "jobs")
+            self._doors = open_doors(self._config, jobs, self._clock, open_local=self._open_door)
+        return self._doors
 
     def _drop_rooms(self) -> None:
+        # The doors stay open: when the drive has gone, pods are still to be given back.
         self._holding.close()
         self._rooms = self._errands = None
+
+    def _close_doors(self) -> None:
+        if self._doors is not None:
+            self._doors.close()
+            self._doors = None
 
     def _tell_progress(self, attempt_id: str, doing: str) -> None:
         assert self._rooms is not None

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from scf.core.canonical import canonical_json
-from scf.core.errors import BudgetExceeded, InputError, VerificationFailed
+from scf.core.errors import BudgetExceeded, DoorUnavailable, InputError, VerificationFailed
 from scf.core.identity import sha256_hex
 from scf.daemon.rooms import Rooms
-from scf.dispatch.dispatcher import BundleMismatch
+from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import (
     HOPELESS,
     INTERRUPTED,
@@ -29,6 +29,7 @@ from scf.dispatch.job import (
     JobSpec,
     JobStatus,
 )
+from scf.dispatch.registry import LOCAL
 from scf.runs.record import Attempt, AttemptEnd, Run
 from scf.runs.state import State
 from scf.runs.store import RunStore
@@ -38,7 +39,7 @@ MEASURE = "measure"
 # Inputs of a measuring job: `earlier-4-ebdm_gen0002` stood four weeks ago.
 EARLIER = "earlier"
 
-# Jobs that the local machine works on at a time: training takes all its cores.
+# Jobs that a door works on at a time: training takes all of a machine.
 LOCAL_JOBS_MAX = 1
 # A worker ends its program at the deadline; one that is still there so much later is ended for it.
 DEADLINE_GRACE_S = 60.0
@@ -124,17 +125,28 @@ def validate(run: Run, bench: Bench) -> Step:
 
 
 def decide(run: Run, bench: Bench) -> Step:
-    """VALIDATED: which door? With one door there is one answer, and it is kept with its reason."""
+    """VALIDATED: which door? The first in the operator's order that can be opened, and why."""
     del run
-    name = bench.rooms.door.name
-    return Move(State.PLANNED, f"door {name}: the only one configured", facts={"door": name})
+    doors = bench.rooms.doors
+    passed = []
+    for name in doors.order:
+        try:
+            doors.get(name)
+        except DoorUnavailable as error:
+            passed.append(f"{name}: {error}")
+            continue
+        why = "the only one configured" if len(doors.order) == 1 else "the first that opens"
+        reason = "; ".join([f"door {name}: {why}", *passed])
+        return Move(State.PLANNED, reason, facts={"door": name})
+    return Retry(f"no door can be opened: {'; '.join(passed)}", counts=False)
 
 
 def submit(run: Run, bench: Bench) -> Step:
     """PLANNED: start the training job, or find the one that was started."""
-    busy = _busy_with(run, TRAIN, bench)
+    name = str(run.facts.get("door", LOCAL))
+    busy = _busy_with(run, TRAIN, bench, name)
     if busy is not None:
-        return Wait(f"the door {bench.rooms.door.name} is taken by {busy}")
+        return Wait(f"the door {name} is taken by {busy}")
     files = {
         "plan.json": canonical_json(bench.store.plan(run.run_id)),
         "train_config.json": canonical_json(run.intent["config"]),
@@ -143,9 +155,9 @@ def submit(run: Run, bench: Bench) -> Step:
     if run.facts.get("parent"):
         parent = bench.rooms.zoo().generation(run.facts["parent"]["generation"])
         folders["parent"] = parent.checkpoint
-    attempt = _open_attempt(run, TRAIN, files, folders, bench)
+    attempt = _open_attempt(run, TRAIN, files, folders, bench, door=name)
     resume = _bundle_to_resume(run, bench)
-    bench.rooms.door.submit(JobSpec.from_json(dict(attempt.spec)), files, resume=resume)
+    _door_of(attempt, bench).submit(JobSpec.from_json(dict(attempt.spec)), files, resume=resume)
     return Move(
         State.SUBMITTED,
         f"attempt {attempt.number} at door {attempt.door}",
@@ -158,13 +170,13 @@ def watch(run: Run, bench: Bench) -> Step:
     attempt = _open_one(run, TRAIN, bench)
     if attempt is None:
         return Move(State.LOST, "no attempt is open")
-    status = bench.rooms.door.poll(attempt.attempt_id)
+    status = _door_of(attempt, bench).poll(attempt.attempt_id)
     ended = _ended(attempt, status, bench)
     if ended is None:
         return Wait("training", attempt.attempt_id)
     if ended.reason is ExitReason.COMPLETED:
         try:
-            bench.rooms.door.collect(attempt.attempt_id)
+            _door_of(attempt, bench).collect(attempt.attempt_id)
         except BundleMismatch as error:
             ended = dataclasses.replace(
                 ended, reason=ExitReason.WORKER_ERROR, detail=f"not collected: {error}"
@@ -200,15 +212,15 @@ def verify(run: Run, bench: Bench) -> Step:
     """RETURNED: measure the checkpoint in a process of its own, and ask the gate."""
     attempt = _open_one(run, MEASURE, bench)
     if attempt is None:
-        busy = _busy_with(run, MEASURE, bench)
+        busy = _busy_with(run, MEASURE, bench, LOCAL)
         if busy is not None:
-            return Wait(f"the door {bench.rooms.door.name} is taken by {busy}")
+            return Wait(f"the door {LOCAL} is taken by {busy}")
         try:
             digest = bench.rooms.verify_checkpoint(_checkpoint(run, bench)).digest
         except VerificationFailed as error:
             return Move(State.REJECTED, f"not a checkpoint: {error}")
         return _start_measuring(run, digest, bench)
-    status = bench.rooms.door.poll(attempt.attempt_id)
+    status = _door_of(attempt, bench).poll(attempt.attempt_id)
     if status.phase is JobPhase.ABSENT:
         return _start_measuring(run, attempt.spec["config"]["checkpoint_digest"], bench)
     ended = _ended(attempt, status, bench)
@@ -262,9 +274,10 @@ def promote(run: Run, bench: Bench) -> Step:
 
 def cancel(run: Run, bench: Bench) -> Step:
     """Any active state: the operator wants its end. First its job ends, then the run does."""
-    door, now = bench.rooms.door, bench.rooms.clock.monotonic()
+    now = bench.rooms.clock.monotonic()
     ends: list[AttemptEnd] = []
     for attempt in (a for a in bench.store.attempts(run.run_id) if a.is_open):
+        door = _door_of(attempt, bench)
         since = bench.told_to_end.get(attempt.attempt_id)
         if since is None or now - since > CANCEL_GRACE_S:
             # Also where the door does not know it: then it never starts.
@@ -314,15 +327,16 @@ def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
         "checkpoint_digest": digest,
         "measured_against": champion.name if champion is not None else None,
     }
-    attempt = _open_attempt(run, MEASURE, files, folders, bench, config)
-    bench.rooms.door.submit(JobSpec.from_json(dict(attempt.spec)), files)
+    # What came back from elsewhere is believed when it was measured here.
+    attempt = _open_attempt(run, MEASURE, files, folders, bench, config, door=LOCAL)
+    _door_of(attempt, bench).submit(JobSpec.from_json(dict(attempt.spec)), files)
     return Wait("measuring", attempt.attempt_id)
 
 
 def _judge(run: Run, attempt: Attempt, end: AttemptEnd, bench: Bench) -> Step:
     config = attempt.spec["config"]
     try:
-        bundle = bench.rooms.door.collect(attempt.attempt_id)
+        bundle = _door_of(attempt, bench).collect(attempt.attempt_id)
         report, decision = bench.rooms.judge(
             bundle / "outputs" / "report" / "report.json",
             checkpoint_digest=config["checkpoint_digest"],
@@ -350,6 +364,8 @@ def _open_attempt(
     folders: Mapping[str, Path],
     bench: Bench,
     config: Mapping[str, Any] | None = None,
+    *,
+    door: str,
 ) -> Attempt:
     """The run's open attempt of this kind; what is to be done is on the medium before it is."""
     inputs = (
@@ -367,7 +383,12 @@ def _open_attempt(
             vault=str(bench.rooms.vault_folder),
         ).to_json()
 
-    return bench.store.open_attempt(run.run_id, kind, bench.rooms.door.name, spec_of)
+    return bench.store.open_attempt(run.run_id, kind, door, spec_of)
+
+
+def _door_of(attempt: Attempt, bench: Bench) -> Dispatcher:
+    """The door that an attempt went through. Raises DoorUnavailable when it cannot be opened."""
+    return bench.rooms.doors.get(attempt.door)
 
 
 def _open_one(run: Run, kind: str, bench: Bench) -> Attempt | None:
@@ -375,12 +396,12 @@ def _open_one(run: Run, kind: str, bench: Bench) -> Attempt | None:
     return attempts[-1] if attempts and attempts[-1].is_open else None
 
 
-def _busy_with(run: Run, kind: str, bench: Bench) -> str | None:
+def _busy_with(run: Run, kind: str, bench: Bench, door: str) -> str | None:
     """Who keeps the door busy; None when this run may have it."""
     others = [
         a.attempt_id
         for a in bench.store.open_attempts()
-        if (a.run_id, a.kind) != (run.run_id, kind)
+        if a.door == door and (a.run_id, a.kind) != (run.run_id, kind)
     ]
     return others[0] if len(others) >= LOCAL_JOBS_MAX else None
 
@@ -395,7 +416,7 @@ def _ended(attempt: Attempt, status: JobStatus, bench: Bench) -> JobExit | None:
     now = bench.rooms.clock.monotonic()
     since = bench.seen_running.setdefault(attempt.attempt_id, now)
     if now - since > float(attempt.spec["deadline_s"]) + DEADLINE_GRACE_S:
-        bench.rooms.door.cancel(attempt.attempt_id, at_once=True)
+        _door_of(attempt, bench).cancel(attempt.attempt_id, at_once=True)
     return None
 
 
@@ -404,6 +425,8 @@ def _receipt(attempt: Attempt, ended: JobExit, status: JobStatus, bench: Bench) 
         **ended.to_json(),
         **bench.rooms.placement(),
         "placement": dict(status.placement),
+        "cost_usd": float(status.placement.get("cost_usd", 0.0)),
+        "energy_j": ended.usage.get("energy_j"),
         "inputs": list(attempt.spec["inputs"]),
     }
     return AttemptEnd(attempt.attempt_id, str(ended.reason), receipt)

@@ -18,8 +18,8 @@ from scf.config import FoundryConfig
 from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, monday_of
 from scf.core.identity import sha256_hex
+from scf.daemon.doors import Doors, OpenDoor, open_doors, open_local_door
 from scf.dispatch.dispatcher import Dispatcher
-from scf.dispatch.local import WORKER, LocalDoor
 from scf.signing.keys import load_signer, public_keys
 from scf.signing.signer import Signer
 from scf.storage import durable
@@ -34,12 +34,7 @@ if TYPE_CHECKING:
     from scf.verification.verify_checkpoint import CheckpointFacts
     from scf.zoo.registry import Generation, Zoo
 
-OpenDoor = Callable[[Folder, Path], Dispatcher]
-
-
-def open_local_door(jobs: Folder, home: Path) -> Dispatcher:
-    """The door of this machine, with the worker that knows training and measuring."""
-    return LocalDoor(jobs, home, worker=WORKER)
+__all__ = ["OpenDoor", "Rooms", "Shelves", "open_local_door", "own_drive", "plan_id_of", "week_of"]
 
 
 @dataclass
@@ -104,12 +99,12 @@ class Rooms(Shelves):
 
     Attributes:
         jobs: Where job bundles lie.
-        door: Where jobs run.
+        doors: Where jobs run.
         audit: The audit log, open for writing.
     """
 
     jobs: Folder
-    door: Dispatcher
+    doors: Doors
     audit: AuditLog
 
     @classmethod
@@ -125,7 +120,13 @@ class Rooms(Shelves):
         jobs = drive.folder("system_cache", "jobs")
         folder = drive.folder("zk_proofs", "audit")
         audit = AuditLog.open(folder, config.home, signer, clock=clock)
-        return cls(config, drive, clock, jobs, open_door(jobs, config.home), audit)
+        doors = open_doors(config, jobs, clock, open_local=open_door)
+        return cls(config, drive, clock, jobs, doors, audit)
+
+    @property
+    def door(self) -> Dispatcher:
+        """The door of this machine."""
+        return self.doors.local
 
     def signer(self, role: str) -> Signer:
         """A signer, opened for this one use."""

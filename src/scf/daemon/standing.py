@@ -121,7 +121,7 @@ def limits(config: FoundryConfig, clock: Clock) -> dict[str, Any]:
             for name, limit in LIMITS.items()
             if not limit.is_partition
         }
-        spent = Allowance(store, clock).spent_usd()
+        spent = Allowance(config.home, clock).spent_usd()
         if kept is None:
             store.close()
     return {

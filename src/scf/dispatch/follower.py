@@ -72,7 +72,14 @@ class MachineGone(DoorError):
 
 
 class Machine(Protocol):
-    """Where jobs of a door run: found, reached, given back."""
+    """Where jobs of a door run: found, reached, given back.
+
+    Attributes:
+        is_rented: The machine is there for one job, and what runs on it ends with it.
+    """
+
+    @property
+    def is_rented(self) -> bool: ...
 
     def expect(self, spec: JobSpec) -> Mapping[str, Any]:
         """Look whether a job may be taken now; what to say of its place.
@@ -95,6 +102,12 @@ class Machine(Protocol):
 
     def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
         """Take away what is left of an ended job over there; whether nothing is left."""
+
+    def end_at_once(self, job_id: str) -> None:
+        """Ask for the end of a rented machine, without waiting for it."""
+
+    def cost_usd(self, job_id: str) -> float | None:
+        """What the job's machine has cost until now; None where it costs nothing."""
 
 
 class Follower:
@@ -168,6 +181,10 @@ class Follower:
 
     def _advance(self, record: RemoteJob) -> float | None:
         self._note_emergency(record)
+        mark = self._records.mark(self.job_id)
+        if mark is not None and mark.at_once and self._machine.is_rented and not record.has_ended:
+            # The machine goes first, with all that runs there: not even the drive is needed.
+            return self._end(record, JobExit(ExitReason.CANCELLED, mark.why))
         if record.stage is Stage.PLACING:
             return self._place(record)
         if record.stage is Stage.SENDING:

@@ -5,13 +5,14 @@ before the request leaves. Whoever finds an `intended` pod in the book looks for
 anything else. The book is a small `PodBook`: files in the home here, a database where one is given.
 """
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from scf.core.clock import parse_utc
 from scf.core.errors import InputError
 from scf.storage import durable
 
@@ -26,6 +27,31 @@ class PodState(StrEnum):
     CREATED = "created"  # the provider gave it an id
     READY = "ready"  # its ssh server has answered with the host key that we gave it
     NONE = "none"  # there is no pod now; the next candidate may be tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rented:
+    """A pod that a job had, or has: what it cost by price and time.
+
+    Attributes:
+        pod_id: The provider's id.
+        usd_per_h: Its price.
+        since: When it was asked for, RFC 3339: a little before it cost anything.
+        until: When it was first known to be gone; None while it may live.
+        billed_usd: What the provider says; None while it does not.
+    """
+
+    pod_id: str
+    usd_per_h: float
+    since: str
+    until: str | None = None
+    billed_usd: float | None = None
+
+    def cost_usd(self, now: datetime) -> float:
+        """Its cost until now, or until its end."""
+        until = parse_utc(self.until) if self.until else now
+        hours = max(0.0, (until - parse_utc(self.since)).total_seconds()) / 3600
+        return hours * self.usd_per_h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +71,8 @@ class PodRecord:
         orders: Pods of this job that were rented and given up.
         ending: Ids that were told to end and are not yet known to be gone.
         detail: Why the last candidate was given up.
+        rented: Every pod that the job had, with its cost.
+        released_at: When the last of them was known to be gone, RFC 3339; None before.
     """
 
     job_id: str
@@ -59,10 +87,22 @@ class PodRecord:
     orders: int = 0
     ending: tuple[str, ...] = ()
     detail: str = ""
+    rented: tuple[Rented, ...] = ()
+    released_at: str | None = None
+
+    def cost_usd(self, now: datetime) -> float:
+        """What all pods of the job have cost, by price and time."""
+        return sum(pod.cost_usd(now) for pod in self.rented)
+
+    def with_pod(self, pod_id: str, **changes: Any) -> "PodRecord":
+        """The same with one rented pod changed."""
+        rented = (replace(r, **changes) if r.pod_id == pod_id else r for r in self.rented)
+        return replace(self, rented=tuple(rented))
 
     def to_json(self) -> dict[str, Any]:
-        value = dataclasses.asdict(self)
-        return {"schema": SCHEMA, **value, "state": str(self.state), "ending": list(self.ending)}
+        value = asdict(self)
+        value |= {"rented": [asdict(pod) for pod in self.rented], "ending": list(self.ending)}
+        return {"schema": SCHEMA, **value, "state": str(self.state)}
 
     @classmethod
     def from_json(cls, value: Any) -> "PodRecord":
@@ -70,6 +110,7 @@ class PodRecord:
         try:
             fields = {key: item for key, item in value.items() if key != "schema"}
             fields |= {"state": PodState(value["state"]), "ending": tuple(value["ending"])}
+            fields["rented"] = tuple(Rented(**row) for row in value.get("rented", ()))
             if value["schema"] != SCHEMA or not _NAME.fullmatch(value["name"]):
                 raise ValueError(f"schema {value['schema']!r}, name {value['name']!r}")
             return cls(**fields)

@@ -3,17 +3,33 @@
 A door is imported when it is opened: who runs jobs on this machine needs neither httpx nor rsync.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scf.core.errors import MissingTool, UsageError
 from scf.dispatch.dispatcher import Dispatcher
+from scf.dispatch.purse import Purse
 from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
 
+if TYPE_CHECKING:
+    from scf.dispatch.runpod import RunpodSettings
+    from scf.dispatch.runpod_client import RunpodClient
+
 LOCAL, SSH, RUNPOD = "local", "ssh", "runpod"
 NAMES = (LOCAL, SSH, RUNPOD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxAccess(SshBox):
+    """A machine of the user's own, and how often its jobs are looked at.
+
+    Attributes:
+        look_s: Pause between looks at a running job.
+    """
+
+    look_s: float = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +42,11 @@ class RunpodAccess:
         rest: Address of REST v2 (`SCF_RUNPOD_REST`); None for the provider's.
         graphql: Address of GraphQL (`SCF_RUNPOD_GRAPHQL`); None for the provider's.
         gpus: GPU types in order of preference.
-        max_usd_per_h: See `RunpodSettings`.
-        max_usd_per_job: See `RunpodSettings`.
-        approve: Asked before each order with the job's id and its greatest cost; raises
-            BudgetExceeded.
+        data_centers: Where, in order of preference; empty leaves it to the provider.
+        cloud, num_gpus, disk_gb, max_usd_per_h, max_usd_per_job, ready_s, return_s, look_s,
+            visible_s, route, root, python, bandwidth_kib_s: See `RunpodSettings`.
+        purse: Asked before each order.
+        worker: The worker's command line; None for the real one.
     """
 
     key: str
@@ -37,9 +54,22 @@ class RunpodAccess:
     rest: str | None = None
     graphql: str | None = None
     gpus: tuple[str, ...] = ("NVIDIA H100 80GB HBM3",)
+    data_centers: tuple[str, ...] = ()
+    cloud: str = "SECURE"
+    num_gpus: int = 1
+    disk_gb: int = 80
     max_usd_per_h: float = 5.0
     max_usd_per_job: float = 25.0
-    approve: Callable[[str, float], None] | None = None
+    ready_s: float = 1200.0
+    return_s: float = 1800.0
+    look_s: float = 15.0
+    visible_s: float = 60.0
+    route: str = "graphql"
+    root: str = "/workspace/scf"
+    python: str = "python3"
+    bandwidth_kib_s: int | None = None
+    purse: Purse | None = None
+    worker: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"RunpodAccess(image={self.image!r}, gpus={self.gpus!r})"
@@ -50,7 +80,7 @@ def open_door(
     jobs: Folder,
     home: Path,
     *,
-    box: SshBox | None = None,
+    box: BoxAccess | None = None,
     runpod: RunpodAccess | None = None,
 ) -> Dispatcher:
     """Open a door, and go on with what it had open.
@@ -73,9 +103,12 @@ def open_door(
     if name == SSH:
         if box is None:
             raise UsageError("the ssh door needs a box", remedy="See docs/operations/ssh-door.md.")
+        from scf.dispatch.follower import FollowSettings
         from scf.dispatch.ssh import SshDoor
 
-        ssh = SshDoor(box, jobs, home)
+        ssh = SshDoor(
+            box, jobs, home, settings=FollowSettings(code=home / "code", look_s=box.look_s)
+        )
         ssh.resume()
         return ssh
     if name == RUNPOD:
@@ -87,23 +120,60 @@ def open_door(
 
 def _open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> Dispatcher:
     try:
-        from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
-        from scf.dispatch.runpod_client import GRAPHQL, REST, ApiKey, RunpodClient
+        from scf.dispatch.runpod import RunpodDoor
     except ModuleNotFoundError as error:
         if error.name != "httpx":
             raise
         raise MissingTool(
             "the runpod door needs httpx", remedy="pip install 'scf[cloud]'"
         ) from error
-    client = RunpodClient(
-        ApiKey(access.key), rest=access.rest or REST, graphql=access.graphql or GRAPHQL
+    from scf.dispatch.follower import WORKER, FollowSettings
+
+    settings = FollowSettings(
+        code=home / "code", look_s=access.look_s, worker=access.worker or WORKER
     )
-    rental = RunpodSettings(
-        image=access.image,
-        candidates=tuple(Candidate(gpu) for gpu in access.gpus),
-        max_usd_per_h=access.max_usd_per_h,
-        max_usd_per_job=access.max_usd_per_job,
+    door = RunpodDoor(
+        open_client(access),
+        jobs,
+        home,
+        rental=rental_of(access),
+        purse=access.purse,
+        settings=settings,
     )
-    door = RunpodDoor(client, jobs, home, rental=rental, approve=access.approve)
     door.resume()
     return door
+
+
+def open_client(access: RunpodAccess) -> "RunpodClient":
+    """The account's client."""
+    from scf.dispatch.runpod_client import GRAPHQL, REST, ApiKey, RunpodClient
+
+    return RunpodClient(
+        ApiKey(access.key), rest=access.rest or REST, graphql=access.graphql or GRAPHQL
+    )
+
+
+def rental_of(access: RunpodAccess) -> "RunpodSettings":
+    """What is rented: each GPU type in each data centre, in order of preference."""
+    from scf.dispatch.runpod import Candidate, RunpodSettings
+
+    return RunpodSettings(
+        image=access.image,
+        candidates=tuple(
+            Candidate(gpu, center, access.cloud)
+            for gpu in access.gpus
+            for center in access.data_centers or (None,)
+        ),
+        max_usd_per_h=access.max_usd_per_h,
+        max_usd_per_job=access.max_usd_per_job,
+        num_gpus=access.num_gpus,
+        disk_gb=access.disk_gb,
+        route=access.route,
+        ready_s=access.ready_s,
+        return_s=access.return_s,
+        look_s=access.look_s,
+        visible_s=access.visible_s,
+        root=access.root,
+        python=access.python,
+        bandwidth_kib_s=access.bandwidth_kib_s,
+    )

@@ -24,6 +24,9 @@ from scf.dispatch.remote_state import CancelMark, RemoteJob, RemoteJobs, Stage
 from scf.dispatch.transfer import BoxFault, check_tools
 from scf.storage.partitions import Folder
 
+# How long `cancel` at once waits for the provider's answer; the follower asks again anyway.
+END_WAIT_S = 1.0
+
 
 class RemoteDoor:
     """A door whose jobs run elsewhere. Promises: `Dispatcher`.
@@ -85,6 +88,8 @@ class RemoteDoor:
                 return JobStatus(JobPhase.ABSENT)
             return JobStatus(JobPhase.ENDED, JobExit(ExitReason.CANCELLED, mark.why))
         placement = {**record.placement, "stage": str(record.stage)}
+        if (cost_usd := self._machine.cost_usd(job_id)) is not None:
+            placement["cost_usd"] = round(cost_usd, 4)
         if record.stage is not Stage.RELEASED:
             self._follow(job_id)
         if record.has_ended:
@@ -112,6 +117,13 @@ class RemoteDoor:
         if record is None or record.has_ended:
             return
         self._follow(job_id, wake=True)
+        if at_once and self._machine.is_rented:
+            # Its processes end with the machine. The follower sees that it goes; this is for speed,
+            # and does not keep the conductor waiting for a provider that does not answer.
+            ending = threading.Thread(target=self._machine.end_at_once, args=(job_id,), daemon=True)
+            ending.start()
+            ending.join(END_WAIT_S)
+            return
         try:
             link = self._machine.link(job_id, record.facts)
         except MachineGone:

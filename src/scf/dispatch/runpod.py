@@ -5,102 +5,27 @@ The rules that keep money and jobs safe:
 * A pod's name is in the book before it is asked for. After a lost answer the door looks for the
   name, several times, before it asks again; of two pods with one name, one is ended.
 * Every pod has a lease, longer than its job, shorter than for ever: the provider is told to end it
-  then (`terminateAfter`), the worker knows it, and `sweep` ends what is past it.
+  then (`terminateAfter`), the pod's own agent ends it then, and `sweep` ends what is past it.
 * A pod is gone when the provider has twice not listed it, in two separate looks; until then it is
   told to end again. Pods are never stopped and resumed.
 * A pod's host key is made here and sent with the order, so its ssh server is known in advance.
 * One list call serves all pods, at most one every `look_s`.
+* The purse is asked before each order, and told what the pods of a job came to.
 """
 
-import base64
-import contextlib
-import dataclasses
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from scf.core.clock import Clock, SystemClock, parse_utc, utc_text
-from scf.core.errors import BudgetExceeded, DoorError, DoorUnavailable, OperatorError, UsageError
-from scf.core.identity import sha256_hex
-from scf.dispatch.follower import FollowSettings, MachineGone
-from scf.dispatch.job import JobSpec
-from scf.dispatch.limited import run_limited
-from scf.dispatch.pod_board import PodBoard
-from scf.dispatch.pod_record import PodBook, PodFiles, PodRecord, PodState
-from scf.dispatch.remote import RemoteDoor, sender_of
+from scf.core.clock import Clock, SystemClock
+from scf.dispatch.follower import FollowSettings
+from scf.dispatch.pod_record import PodBook, PodFiles
+from scf.dispatch.purse import OpenPurse, Purse
+from scf.dispatch.remote import RemoteDoor
+from scf.dispatch.rental import H100_SXM, Candidate, RunpodSettings
+from scf.dispatch.rented_pods import RentedPods
 from scf.dispatch.runpod_client import RunpodClient
-from scf.dispatch.runpod_errors import CreateUnknown, NotPlaced
-from scf.dispatch.runpod_model import GpuOffer, Pod, PodOrder, PodStatus
-from scf.dispatch.transfer import BoxUnreachable, SshBox, SshLink
 from scf.storage.partitions import Folder
 
-H100_SXM = "NVIDIA H100 80GB HBM3"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A kind of pod that would do.
-
-    Attributes:
-        gpu: GPU type as the catalogue names it.
-        data_center: Where; None leaves it to the provider.
-        cloud: `SECURE` or `COMMUNITY`.
-    """
-
-    gpu: str = H100_SXM
-    data_center: str | None = None
-    cloud: str = "SECURE"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunpodSettings:
-    """What is rented, and for how much.
-
-    Attributes:
-        image: Container image of the worker, by digest.
-        candidates: Tried in this order.
-        max_usd_per_h: A pod that costs more is not rented, and ended if it turns out to.
-        max_usd_per_job: Price times lease of one pod stays below.
-        num_gpus: GPUs in a pod.
-        disk_gb: Its disk.
-        route: `graphql` (with the server-side end) or `rest`.
-        ready_s: From the order until ssh answers; then the next candidate is tried.
-        return_s: Part of the lease after the job's deadline: its outputs come back in it.
-        orders_max: Pods that may be rented and given up for one job.
-        look_s: Pause between two list calls.
-        visible_s: A pod that was ordered may be missing from lists this long.
-        root: Folder on the pod.
-        python: The pod's Python.
-        bandwidth_kib_s: Limit for transfers; None for no limit.
-    """
-
-    image: str
-    candidates: tuple[Candidate, ...] = (Candidate(),)
-    max_usd_per_h: float = 5.0
-    max_usd_per_job: float = 25.0
-    num_gpus: int = 1
-    disk_gb: int = 80
-    route: str = "graphql"
-    ready_s: float = 1200.0
-    return_s: float = 1800.0
-    orders_max: int = 6
-    look_s: float = 15.0
-    visible_s: float = 60.0
-    root: str = "/workspace/scf"
-    python: str = "python3"
-    bandwidth_kib_s: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.candidates:
-            raise UsageError("runpod: give at least one candidate")
-
-
-# Asked before a pod is rented: job id, and what it can cost at most. Raises BudgetExceeded.
-Approve = Callable[[str, float], None]
+__all__ = ["H100_SXM", "Candidate", "RunpodDoor", "RunpodSettings"]
 
 
 class RunpodDoor(RemoteDoor):
@@ -111,7 +36,7 @@ class RunpodDoor(RemoteDoor):
         jobs: Where bundles lie, on the drive.
         home: The home.
         rental: What is rented.
-        approve: Asked before each order.
+        purse: Asked before each order.
         book: Where pods are written down; by default files in `home/runpod`.
         settings: How jobs are followed; by default this scf's own code is sent.
         clock: Time.
@@ -124,7 +49,7 @@ class RunpodDoor(RemoteDoor):
         home: Path,
         *,
         rental: RunpodSettings,
-        approve: Approve | None = None,
+        purse: Purse | None = None,
         book: PodBook | None = None,
         settings: FollowSettings | None = None,
         clock: Clock | None = None,
@@ -133,7 +58,7 @@ class RunpodDoor(RemoteDoor):
             client,
             home,
             rental=rental,
-            approve=approve or _approve_all,
+            purse=purse or OpenPurse(),
             book=book or PodFiles(home / "runpod"),
             clock=clock or SystemClock(),
         )
@@ -149,353 +74,3 @@ class RunpodDoor(RemoteDoor):
     def sweep(self) -> list[str]:
         """End our pods that no job needs: past their lease, or in no book. Returns their names."""
         return self._pods.sweep()
-
-
-def _approve_all(job_id: str, max_usd: float) -> None:
-    """Nothing beyond the limits in `RunpodSettings`."""
-    del job_id, max_usd
-
-
-class RentedPods:
-    """Finds, reaches and gives back the pods of jobs (`follower.Machine`)."""
-
-    def __init__(
-        self,
-        client: RunpodClient,
-        home: Path,
-        *,
-        rental: RunpodSettings,
-        approve: Approve,
-        book: PodBook,
-        clock: Clock,
-    ) -> None:
-        self._client = client
-        self._rental = rental
-        self._approve = approve
-        self._book = book
-        self._clock = clock
-        self._folder = home / "runpod"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._sender = sender_of(home)
-        # Other overseers may use the same account: our names are ours alone.
-        self._prefix = f"scf-{self._sender.removeprefix('home-')[:8]}-"
-        self._board = PodBoard(client, clock, rental.look_s)
-        self._swept_look = 0
-
-    def expect(self, spec: JobSpec) -> Mapping[str, Any]:
-        prices = self._prices()
-        hours = self._lease_s(spec) / 3600
-        best = min(prices.values())
-        if best > self._rental.max_usd_per_h:
-            raise DoorUnavailable(
-                f"the cheapest candidate costs {best:.2f} USD/h, "
-                f"over max_usd_per_h {self._rental.max_usd_per_h:.2f}"
-            )
-        return {"image": self._rental.image, "expected_max_usd": round(best * hours, 2)}
-
-    def place(self, job_id: str, facts: dict[str, Any], spec: JobSpec) -> dict[str, Any] | None:
-        del facts
-        record = self._book.read(job_id)
-        if record is None or record.state is PodState.NONE:
-            self._order(spec, record)
-            return None
-        if record.state is PodState.INTENDED:
-            self._resolve(record)
-            return None
-        self._sweep_once_a_look()
-        pod = self._present(record)
-        if pod is None:
-            if self._is_gone(record):
-                self._give_up(record, "the pod is gone: somebody or something ended it")
-            return None
-        if fault := self._fault_of(pod, record):
-            self._give_up(record, fault)
-            return None
-        if pod.status is not PodStatus.RUNNING or pod.ssh is None:
-            return None
-        ready = {"pod_id": pod.pod_id, "host": pod.ssh.host, "port": pod.ssh.port}
-        ready |= {"user": pod.ssh.user, "name": pod.name, "cost_usd_per_h": pod.cost_usd_per_h}
-        # RUNNING says little: ready is when its ssh server answers with the key that we gave it.
-        with contextlib.suppress(BoxUnreachable):
-            self._link(job_id, ready, ()).call("prepare", {"wanted": []}, limit_s=30.0)
-            self._book.write(dataclasses.replace(record, state=PodState.READY, was_seen=True))
-            return ready
-        return None
-
-    def link(
-        self, job_id: str, facts: Mapping[str, Any], held: tuple[int, ...] = ()
-    ) -> SshLink | None:
-        if "pod_id" not in facts:
-            return None
-        record = self._book.read(job_id)
-        if record is not None and record.pod_id is not None:
-            self._board.watch(record.pod_id)
-            with contextlib.suppress(DoorUnavailable):
-                self._sweep_once_a_look()
-                self._present(record)
-                if self._is_gone(record):
-                    raise MachineGone(f"pod {record.pod_id} ({record.name}) is gone")
-        return self._link(job_id, facts, held)
-
-    def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
-        del facts, link
-        record = self._book.read(job_id)
-        if record is None:
-            return True
-        if record.state is PodState.INTENDED:
-            self._resolve(record)
-            return False
-        if record.state is not PodState.NONE:
-            self._give_up(record, "its job has ended")
-            return False
-        if record.ending:
-            self._confirm(record)
-            return False
-        shutil.rmtree(self._folder / job_id, ignore_errors=True)
-        return True
-
-    def sweep(self) -> list[str]:
-        now = self._clock.now()
-        # The list first: a pod that is in it was in the book before it was ordered.
-        pods = self._board.pods()
-        records = {record.name: record for record in self._book.all()}
-        swept = []
-        for pod in pods:
-            if not pod.name.startswith(self._prefix):
-                continue
-            record = records.get(pod.name)
-            is_ours = record is not None and record.state is not PodState.NONE
-            is_other = is_ours and record is not None and record.pod_id not in {None, pod.pod_id}
-            is_late = record is not None and now >= parse_utc(record.lease_until)
-            if not is_ours or is_other or is_late:
-                self._client.terminate(pod.pod_id)
-                swept.append(pod.name)
-        return swept
-
-    def _sweep_once_a_look(self) -> None:
-        self._board.pods()
-        if self._swept_look != self._board.looks:
-            self._swept_look = self._board.looks
-            self.sweep()
-
-    # Ordering.
-
-    def _order(self, spec: JobSpec, before: PodRecord | None) -> None:
-        index = before.candidate if before else 0
-        if index >= len(self._rental.candidates):
-            assert before is not None
-            self._book.write(dataclasses.replace(before, candidate=0))
-            raise DoorUnavailable(f"no candidate could be rented; the last: {before.detail}")
-        orders = before.orders if before else 0
-        if orders >= self._rental.orders_max:
-            assert before is not None
-            raise MachineGone(f"given up after {orders} pods; the last: {before.detail}")
-        candidate = self._rental.candidates[index]
-        price = self._prices().get(candidate)
-        lease_s = self._lease_s(spec)
-        max_usd = 0.0 if price is None else round(price * lease_s / 3600, 4)
-        now = self._clock.now()
-        record = PodRecord(
-            job_id=spec.job_id,
-            name=f"{self._prefix}{sha256_hex(spec.job_id.encode())[:12]}-{secrets.token_hex(4)}",
-            state=PodState.INTENDED,
-            candidate=index,
-            intended_at=utc_text(now),
-            lease_until=utc_text(now + timedelta(seconds=lease_s)),
-            max_usd=max_usd,
-            orders=orders,
-            ending=before.ending if before else (),
-        )
-        if price is None:
-            self._next_candidate(record, f"{candidate.gpu}: not in the catalogue")
-            return
-        if price > self._rental.max_usd_per_h or max_usd > self._rental.max_usd_per_job:
-            self._next_candidate(record, f"{candidate.gpu}: {max_usd:.2f} USD is over the limit")
-            return
-        try:
-            self._approve(spec.job_id, max_usd)
-        except BudgetExceeded as error:
-            raise DoorUnavailable(f"not rented: {error}", remedy=error.remedy) from error
-        order = self._order_of(record, candidate)
-        self._book.write(record)  # from here on there may be a pod of this name
-        try:
-            created = self._client.create(order, route=self._rental.route)
-        except NotPlaced as error:
-            self._next_candidate(record, str(error))
-        except CreateUnknown:
-            raise
-        except (DoorError, OperatorError) as error:
-            # The client says for each of these that no pod was made.
-            self._book.write(
-                dataclasses.replace(record, state=PodState.NONE, detail=str(error)[:500])
-            )
-            raise
-        else:
-            self._book.write(
-                dataclasses.replace(record, state=PodState.CREATED, pod_id=created.pod_id)
-            )
-
-    def _resolve(self, record: PodRecord) -> None:
-        """Find out whether the pod of an unanswered order exists, and have one of that name."""
-        waited_s = self._age_s(record)
-        found = [pod for pod in self._board.pods() if pod.name == record.name]
-        if found:
-            first, *others = sorted(found, key=lambda pod: pod.pod_id)
-            ending = self._told_to_end([pod.pod_id for pod in others])
-            self._book.write(
-                dataclasses.replace(
-                    record,
-                    state=PodState.CREATED,
-                    pod_id=first.pod_id,
-                    was_seen=True,
-                    ending=(*record.ending, *ending),
-                )
-            )
-            return
-        self._board.watch(record.name)  # counts looks; a name is never listed as an id
-        if waited_s > self._rental.visible_s and self._board.times_missing(record.name) >= 3:
-            self._book.write(dataclasses.replace(record, state=PodState.NONE))
-
-    def _next_candidate(self, record: PodRecord, detail: str) -> None:
-        self._book.write(
-            dataclasses.replace(
-                record, state=PodState.NONE, candidate=record.candidate + 1, detail=detail[:500]
-            )
-        )
-
-    def _give_up(self, record: PodRecord, detail: str) -> None:
-        assert record.pod_id is not None
-        ending = (*record.ending, *self._told_to_end([record.pod_id]))
-        ended = dataclasses.replace(
-            record, ending=ending, pod_id=None, was_seen=False, orders=record.orders + 1
-        )
-        self._next_candidate(ended, detail)
-
-    # Looking.
-
-    def _present(self, record: PodRecord) -> Pod | None:
-        """The record's pod in the latest list; others of its name are ended."""
-        assert record.pod_id is not None
-        self._board.watch(record.pod_id)
-        namesakes = [pod for pod in self._board.pods() if pod.name == record.name]
-        others = [
-            pod.pod_id
-            for pod in namesakes
-            if pod.pod_id != record.pod_id and pod.pod_id not in record.ending
-        ]
-        found = next((pod for pod in namesakes if pod.pod_id == record.pod_id), None)
-        if others or (found and not record.was_seen):
-            ending = (*record.ending, *self._told_to_end(others))
-            was_seen = record.was_seen or found is not None
-            self._book.write(dataclasses.replace(record, ending=ending, was_seen=was_seen))
-        return found
-
-    def _is_gone(self, record: PodRecord) -> bool:
-        if record.pod_id is None or self._board.times_missing(record.pod_id) < 2:
-            return False
-        return record.was_seen or self._age_s(record) > self._rental.visible_s
-
-    def _fault_of(self, pod: Pod, record: PodRecord) -> str | None:
-        if pod.cost_usd_per_h > self._rental.max_usd_per_h:
-            return f"it costs {pod.cost_usd_per_h:.2f} USD/h, over max_usd_per_h"
-        if pod.status in {PodStatus.EXITED, PodStatus.ERROR, PodStatus.TERMINATED}:
-            return f"the pod is {pod.status}"
-        if pod.status is PodStatus.RUNNING and pod.num_gpus_seen == 0:
-            return "the pod runs with zero GPUs"
-        if self._age_s(record) > self._rental.ready_s:
-            return f"the pod was not ready after {self._rental.ready_s:g} s ({pod.status})"
-        return None
-
-    def _told_to_end(self, pod_ids: list[str]) -> list[str]:
-        """Tell them to end; they count as gone once `_confirm` has seen it."""
-        for pod_id in pod_ids:
-            self._board.watch(pod_id)
-            with contextlib.suppress(DoorError):  # `_confirm` tells it again
-                self._client.terminate(pod_id)
-        return pod_ids
-
-    def _confirm(self, record: PodRecord) -> None:
-        """Drop the endings that the provider has twice not listed; tell the others again."""
-        here = {pod.pod_id for pod in self._board.pods()}
-        left = []
-        for pod_id in record.ending:
-            self._board.watch(pod_id)
-            if pod_id in here:
-                self._client.terminate(pod_id)
-            if self._board.times_missing(pod_id) < 2:
-                left.append(pod_id)
-        if tuple(left) != record.ending:
-            self._book.write(dataclasses.replace(record, ending=tuple(left)))
-
-    # What an order says.
-
-    def _order_of(self, record: PodRecord, candidate: Candidate) -> PodOrder:
-        host_key = self._key(self._folder / record.job_id / "host_key")
-        identity = self._key(self._folder / "identity")
-        environment = {
-            "PUBLIC_KEY": identity.with_suffix(".pub").read_text().strip(),
-            "SCF_SSH_HOST_KEY": base64.b64encode(host_key.read_bytes()).decode(),
-            "SCF_JOB": record.job_id,
-            "SCF_LEASE_UNTIL": record.lease_until,
-        }
-        return PodOrder(
-            name=record.name,
-            image=self._rental.image,
-            gpu=candidate.gpu,
-            terminate_after=parse_utc(record.lease_until),
-            num_gpus=self._rental.num_gpus,
-            cloud=candidate.cloud,
-            data_center=candidate.data_center,
-            disk_gb=self._rental.disk_gb,
-            env=environment,
-        )
-
-    def _link(self, job_id: str, facts: Mapping[str, Any], held: tuple[int, ...]) -> SshLink:
-        folder = self._folder / job_id
-        key = (folder / "host_key.pub").read_text().split()
-        box = SshBox(
-            name=str(facts["pod_id"]),
-            host=str(facts["host"]),
-            port=int(facts["port"]),
-            user=str(facts["user"]),
-            host_keys=(f"{key[0]} {key[1]}",),
-            identity=self._folder / "identity",
-            root=self._rental.root,
-            python=self._rental.python,
-            bandwidth_kib_s=self._rental.bandwidth_kib_s,
-        )
-        return SshLink(box, folder, self._sender, held)
-
-    def _prices(self) -> dict[Candidate, float]:
-        """Price of a whole pod by candidate, USD/h, from the catalogue of now."""
-        offers: dict[str, GpuOffer] = {
-            offer.gpu: offer for offer in self._client.gpu_offers(num_gpus=self._rental.num_gpus)
-        }
-        prices = {
-            candidate: offers[candidate.gpu].usd_per_h(candidate.cloud) * self._rental.num_gpus
-            for candidate in self._rental.candidates
-            if candidate.gpu in offers and offers[candidate.gpu].usd_per_h(candidate.cloud) > 0
-        }
-        if not prices:
-            raise DoorUnavailable("the catalogue has none of the candidates")
-        return prices
-
-    def _lease_s(self, spec: JobSpec) -> float:
-        return self._rental.ready_s + spec.deadline_s + self._rental.return_s
-
-    def _age_s(self, record: PodRecord) -> float:
-        return (self._clock.now() - parse_utc(record.intended_at)).total_seconds()
-
-    @staticmethod
-    def _key(path: Path) -> Path:
-        """An ssh key pair at `path`, made if it is absent."""
-        if not path.with_suffix(".pub").exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.unlink(missing_ok=True)
-            made = run_limited(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "scf", "-f", str(path)],
-                limit_s=20.0,
-            )
-            if made.returncode != 0:
-                raise OperatorError(f"{path}: ssh-keygen: {made.stderr.strip()[:200]}")
-        return path

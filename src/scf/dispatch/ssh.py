@@ -51,6 +51,8 @@ class SshDoor(RemoteDoor):
 class _OwnBox:
     """A machine that is always the same and is never given back."""
 
+    is_rented = False
+
     def __init__(self, box: SshBox, home: Path) -> None:
         self._box = box
         self._folder = home / "ssh"
@@ -77,6 +79,13 @@ class _OwnBox:
     def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
         del facts
         return link is not None and bool(link.call("forget", {"job_id": job_id})["forgotten"])
+
+    def end_at_once(self, job_id: str) -> None:
+        """The machine stays."""
+
+    def cost_usd(self, job_id: str) -> float | None:
+        del job_id
+        return None
 
     def _link(self, held: tuple[int, ...] = ()) -> SshLink:
         return SshLink(self._box, self._folder, self._sender, held)

@@ -1,0 +1,191 @@
+"""The doors of one home, in the operator's order, each opened when it is first asked for.
+
+What a door needs comes from the settings: addresses, limits, where its key lies. A door that cannot
+be opened (a tool is missing, the box is off, there is no key) says why and is tried again later; it
+keeps no other door from being used.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scf.config import FoundryConfig
+from scf.core.clock import Clock, SystemClock
+from scf.core.errors import DoorUnavailable, ScfError
+from scf.daemon.allowance import Allowance
+from scf.dispatch.dispatcher import Dispatcher
+from scf.dispatch.local import WORKER, LocalDoor
+from scf.dispatch.registry import LOCAL, RUNPOD, SSH, BoxAccess, RunpodAccess, open_door
+from scf.storage.partitions import Folder
+
+OpenDoor = Callable[[Folder, Path], Dispatcher]
+OpenByName = Callable[[str], Dispatcher]
+
+REOPEN_S = 60.0
+
+
+def open_local_door(jobs: Folder, home: Path) -> Dispatcher:
+    """The door of this machine, with the worker that knows training and measuring."""
+    return LocalDoor(jobs, home, worker=WORKER)
+
+
+class Doors:
+    """The doors by name. Used by the conductor's thread alone.
+
+    Args:
+        order: Names in order of preference.
+        open_one: Opens a door by its name; raises ScfError when it cannot.
+        clock: Time.
+    """
+
+    def __init__(
+        self, order: tuple[str, ...], open_one: OpenByName, clock: Clock | None = None
+    ) -> None:
+        self.order = order
+        self._open_one = open_one
+        self._clock = clock or SystemClock()
+        self._open: dict[str, Dispatcher] = {}
+        self._shut: dict[str, tuple[float, DoorUnavailable]] = {}
+
+    def get(self, name: str) -> Dispatcher:
+        """The door called `name`; one that would not open is tried again after `REOPEN_S`.
+
+        Raises:
+            DoorUnavailable: It cannot be opened, with the reason.
+        """
+        if name in self._open:
+            return self._open[name]
+        now = self._clock.monotonic()
+        again, why = self._shut.get(name, (now, None))
+        if why is not None and now < again:
+            raise why
+        try:
+            self._open[name] = self._open_one(name)
+        except ScfError as error:
+            text = f"the {name} door cannot be opened: {error}"
+            unavailable = DoorUnavailable(text, remedy=error.remedy)
+            self._shut[name] = (now + REOPEN_S, unavailable)
+            raise unavailable from error
+        self._shut.pop(name, None)
+        return self._open[name]
+
+    @property
+    def local(self) -> Dispatcher:
+        """This machine, where everything is measured whatever the order says."""
+        return self.get(LOCAL)
+
+    def close(self) -> None:
+        """Let go of all of them. Jobs go on, and are found again by whoever opens a door anew."""
+        for door in self._open.values():
+            close = getattr(door, "close", None)
+            if close is not None:
+                close()
+        self._open.clear()
+
+    def resume(self) -> None:
+        """Go on with what paid doors had open: a pod whose job has ended is still to be given back.
+
+        A door that does not open is passed over; it is tried again when it is asked for.
+        """
+        for name in self.order:
+            if name != LOCAL:
+                try:
+                    self.get(name)
+                except DoorUnavailable:
+                    continue
+
+
+def open_doors(
+    config: FoundryConfig,
+    jobs: Folder,
+    clock: Clock,
+    *,
+    open_local: OpenDoor = open_local_door,
+    environment: "dict[str, str] | None" = None,
+) -> Doors:
+    """The doors that the settings describe; none of them is opened yet.
+
+    Args:
+        config: All settings.
+        jobs: Where bundles lie, on the drive.
+        clock: Time.
+        open_local: Opens the door of this machine; tests bring their own worker.
+        environment: Where an API key may stand (default: this process's).
+    """
+
+    def open_one(name: str) -> Dispatcher:
+        if name == LOCAL:
+            return open_local(jobs, config.home)
+        return open_door(
+            name,
+            jobs,
+            config.home,
+            box=box_of(config) if name == SSH else None,
+            runpod=access_of(config, clock, environment) if name == RUNPOD else None,
+        )
+
+    return Doors(config.doors.order, open_one, clock)
+
+
+def box_of(config: FoundryConfig) -> BoxAccess:
+    """The machine of `[ssh]`. Raises DoorUnavailable when none is given."""
+    given = config.ssh
+    if not given.host:
+        raise DoorUnavailable("[ssh] host is not set", remedy="See docs/operations/ssh-door.md.")
+    return BoxAccess(
+        name=given.name,
+        host=given.host,
+        port=given.port,
+        user=given.user,
+        host_keys=given.host_keys,
+        identity=Path(given.identity).expanduser() if given.identity else None,
+        root=given.root,
+        python=given.python,
+        bandwidth_kib_s=given.bandwidth_kib_s or None,
+        cache_max_bytes=given.cache_max_bytes or None,
+        look_s=given.look_s,
+    )
+
+
+def access_of(
+    config: FoundryConfig, clock: Clock, environment: "dict[str, str] | None" = None
+) -> RunpodAccess:
+    """The account of `[runpod]`, its key and its purse.
+
+    Raises:
+        DoorUnavailable: No image is given.
+        OperatorError: There is no key, or others may read its file.
+    """
+    import os
+
+    from scf.dispatch.runpod_key import find_key
+
+    given = config.runpod
+    if not given.image:
+        raise DoorUnavailable(
+            "[runpod] image is not set", remedy="See docs/operations/first-h100-run.md."
+        )
+    found = find_key(
+        config.home, given.key_file, os.environ if environment is None else environment
+    )
+    return RunpodAccess(
+        key=found.key,
+        image=given.image,
+        rest=given.rest or None,
+        graphql=given.graphql or None,
+        gpus=given.gpus,
+        data_centers=given.data_centers,
+        cloud=given.cloud,
+        num_gpus=given.num_gpus,
+        disk_gb=given.disk_gb,
+        max_usd_per_h=given.max_usd_per_h,
+        max_usd_per_job=given.max_usd_per_job,
+        ready_s=given.ready_s,
+        return_s=given.return_s,
+        look_s=given.look_s,
+        visible_s=given.visible_s,
+        route=given.route,
+        root=given.root,
+        python=given.python,
+        bandwidth_kib_s=given.bandwidth_kib_s or None,
+        purse=Allowance(config.home, clock),
+    )
