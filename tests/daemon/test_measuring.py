@@ -47,7 +47,7 @@ def test_a_third_candidate_meets_three_opponents(
         "champion",
     ]
     assert specs[1].input("champion").path.endswith("ebdm_gen0002/checkpoint")
-    assert specs[1].input("earlier-12-ebdm_gen0001").path.endswith("ebdm_gen0001/checkpoint")
+    assert specs[1].input("earlier-13-ebdm_gen0001").path.endswith("ebdm_gen0001/checkpoint")
     assert {spec.input("anchor.json").sha256 for spec in specs} == {anchor}
     (frozen,) = [entry for entry in entries if entry.event == "anchor.frozen"]
     assert (frozen.subject, frozen.details["sha256"]) == ("ebdm_gen0001", anchor)

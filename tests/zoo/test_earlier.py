@@ -13,15 +13,21 @@ def moves(*steps: tuple[str, str]) -> list[Move]:
 
 
 def test_each_is_named_once_under_the_longest_time() -> None:
-    """gen1 stood 12 weeks ago and 4 weeks ago, gen2 last week, gen3 stands."""
+    """gen1 stood 16, 12 and 4 weeks ago, gen2 last week, gen3 stands."""
     history = moves(("2026-08-01", "gen1"), ("2026-11-01", "gen2"), ("2026-11-20", "gen3"))
-    assert stood_weeks_ago(history, NOW) == {"gen2": 1, "gen1": 12}
+    assert stood_weeks_ago(history, NOW) == {"gen2": 1, "gen1": 16}
 
 
 def test_the_champion_itself_is_no_earlier_one() -> None:
     """After a rollback, the champion is one that stood before."""
     history = moves(("2026-11-01", "gen1"), ("2026-11-10", "gen2"), ("2026-11-21", "gen1"))
     assert stood_weeks_ago(history, NOW) == {"gen2": 1}
+
+
+def test_the_first_generation_is_always_there() -> None:
+    """What a model would be worth that was never trained again."""
+    history = moves(("2026-11-19", "gen1"), ("2026-11-20", "gen2"), ("2026-11-21", "gen3"))
+    assert stood_weeks_ago(history, NOW) == {"gen1": 0}
 
 
 def test_nobody_stood_before_the_first_promotion() -> None:

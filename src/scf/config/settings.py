@@ -69,6 +69,8 @@ class DaemonSettings:
         job_deadline_s: A job that runs longer is ended.
         max_attempts: A run that failed this often is parked with its reason.
         auto_release: Pack the weekly release when one is due.
+        scratch_control: Also train what has a parent from nothing, within the same budget, and
+            measure it beside: what going on is worth. Doubles the training.
     """
 
     gear: str = "STANDARD"
@@ -77,6 +79,7 @@ class DaemonSettings:
     job_deadline_s: float = 6 * 3600.0
     max_attempts: int = 3
     auto_release: bool = True
+    scratch_control: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,9 +66,9 @@ def measure(spec: JobSpec) -> list[str]:
         *_program("scf.verification.measure", "--checkpoint", _input(spec, "checkpoint")),
         *("--plan", _input(spec, "plan.json"), "--vault", _vault(spec), "--out", "outputs/report"),
     ]
-    champion, anchor = spec.input("champion"), spec.input("anchor.json")
-    command += ["--champion", champion.path] if champion else []
-    command += ["--anchor", anchor.path] if anchor else []
+    for option in ("champion", "scratch", "anchor"):
+        given = spec.input("anchor.json" if option == "anchor" else option)
+        command += [f"--{option}", given.path] if given else []
     for given in spec.inputs:
         kind, _, rest = given.name.partition("-")
         if kind == "earlier":
@@ -77,7 +77,8 @@ def measure(spec: JobSpec) -> list[str]:
     return command
 
 
-KINDS: JobKinds = {"train_ebdm": train_ebdm, "measure": measure}
+# A control is training like any other, without a parent among its inputs.
+KINDS: JobKinds = {"train_ebdm": train_ebdm, "control": train_ebdm, "measure": measure}
 
 
 @dataclass

@@ -36,6 +36,7 @@ from scf.runs.store import RunStore
 
 TRAIN = "train_ebdm"
 MEASURE = "measure"
+CONTROL = "control"
 # Inputs of a measuring job: `earlier-4-ebdm_gen0002` stood four weeks ago.
 EARLIER = "earlier"
 
@@ -219,7 +220,7 @@ def verify(run: Run, bench: Bench) -> Step:
             digest = bench.rooms.verify_checkpoint(_checkpoint(run, bench)).digest
         except VerificationFailed as error:
             return Move(State.REJECTED, f"not a checkpoint: {error}")
-        return _start_measuring(run, digest, bench)
+        return _train_control(run, bench) or _start_measuring(run, digest, bench)
     status = _door_of(attempt, bench).poll(attempt.attempt_id)
     if status.phase is JobPhase.ABSENT:
         return _start_measuring(run, attempt.spec["config"]["checkpoint_digest"], bench)
@@ -312,6 +313,48 @@ STAGES: Mapping[State, Stage] = MappingProxyType(
 RECORDING = frozenset({State.SUBMITTED})
 
 
+def _train_control(run: Run, bench: Bench) -> Step | None:
+    """Where it is wanted: the same plan and budget from nothing. None once there is no more to do.
+
+    A control that fails keeps no run waiting: the report is then without it.
+    """
+    if not run.facts.get("parent") or not bench.rooms.config.daemon.scratch_control:
+        return None
+    attempts = bench.store.attempts(run.run_id, CONTROL)
+    if attempts and not attempts[-1].is_open:
+        return None
+    files = {
+        "plan.json": canonical_json(bench.store.plan(run.run_id)),
+        "train_config.json": canonical_json(run.intent["config"]),
+    }
+    name = str(run.facts.get("door", LOCAL))
+    attempt = attempts[-1] if attempts else _open_attempt(run, CONTROL, files, {}, bench, door=name)
+    door = _door_of(attempt, bench)
+    status = door.poll(attempt.attempt_id)
+    if status.phase is JobPhase.ABSENT:
+        door.submit(JobSpec.from_json(dict(attempt.spec)), files)
+        return Wait("training the control", attempt.attempt_id)
+    ended = _ended(attempt, status, bench)
+    if ended is None:
+        return Wait("training the control", attempt.attempt_id)
+    if ended.reason is ExitReason.COMPLETED:
+        try:
+            door.collect(attempt.attempt_id)
+        except BundleMismatch as error:
+            detail = f"not collected: {error}"
+            ended = dataclasses.replace(ended, reason=ExitReason.WORKER_ERROR, detail=detail)
+    end = _receipt(attempt, ended, status, bench)
+    return Retry(f"the control has ended: {ended.reason}", counts=False, waits=False, ends=end)
+
+
+def _control(run: Run, bench: Bench) -> Path | None:
+    """The control's checkpoint, if there is one."""
+    attempts = bench.store.attempts(run.run_id, CONTROL)
+    if not attempts or attempts[-1].exit_reason != ExitReason.COMPLETED:
+        return None
+    return bench.rooms.jobs.path / attempts[-1].attempt_id / "outputs" / "checkpoint"
+
+
 def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
     champion = bench.rooms.champion()
     files = {"plan.json": canonical_json(bench.store.plan(run.run_id))}
@@ -320,6 +363,9 @@ def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
         folders["champion"] = champion.checkpoint
         for weeks, earlier in bench.rooms.earlier_champions():
             folders[f"{EARLIER}-{weeks}-{earlier.name}"] = earlier.checkpoint
+        control = _control(run, bench)
+        if control is not None:
+            folders["scratch"] = control
         anchor = bench.rooms.anchor()
         if anchor is not None:
             files["anchor.json"] = anchor.read_bytes()

@@ -1,7 +1,7 @@
 """Measure a checkpoint on the held-out fossils of its plan: report.json and a picture.
 
     python -m scf.verification.measure --checkpoint DIR --plan FILE --vault DIR --out DIR
-        [--champion DIR] [--earlier WEEKS NAME DIR ...] [--anchor FILE] [--seed N]
+        [--champion DIR] [--earlier WEEKS NAME DIR ...] [--scratch DIR] [--anchor FILE] [--seed N]
 
 What is measured (schema scf.report/1, read by `verification.report`):
 
@@ -10,8 +10,8 @@ What is measured (schema scf.report/1, read by `verification.report`):
   that of independent Gaussians (baseline_dsm_loss), and that of the full-covariance Gaussian which
   is the model with its network switched off (gaussian_dsm_loss).
   champion_dsm_loss also holds paired_sigma: how its loss minus the candidate's varies by fossil.
-* earlier_champions, anchor: others on the same noise (`opponents`). held_out.slices: families by
-  slice of the domain.
+* earlier_champions, scratch, anchor: others on the same noise (`opponents`). held_out.slices:
+  families by slice of the domain.
 * near_duplicates: held-out fossils within 1e-3 of a training fossil. They are left out of every
   number here, unless they are more than a tenth, which the gate refuses.
 * cost, champion_cost: what scoring a fossil takes (`cost`).
@@ -51,7 +51,13 @@ from scf.verification.denoising import (
     model_losses,
     summary,
 )
-from scf.verification.opponents import anchor_losses, earlier_losses, load_earlier, read_anchor
+from scf.verification.opponents import (
+    anchor_losses,
+    earlier_losses,
+    load_earlier,
+    other_loss,
+    read_anchor,
+)
 from scf.verification.physics_checks import check_physics
 from scf.verification.pictures import draw_report
 from scf.verification.pool import open_pool, slices
@@ -164,15 +170,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others: dict[str, Any] = {
             "near_duplicates": pool.near_duplicates,
             "earlier_champions": earlier_losses(
-                energy, held_out, load_earlier(options.earlier), seed=options.seed
+                energy, held_out, load_earlier(options.earlier), options.seed
             ),
         }
+        if options.scratch:
+            scratch = load_energy(options.scratch)
+            others["scratch"] = {"dsm_loss": other_loss(energy, held_out, scratch, options.seed)}
         models = {"cost": (energy, checkpoint)}
         if champion is not None and champion.layout == energy.layout:
             models["champion_cost"] = champion, find_checkpoint(options.champion)
             if anchor is not None and pool.anchor.cids:
                 others["anchor"] = anchor_losses(
-                    energy, champion, pool.anchor, anchor, seed=options.seed
+                    energy, champion, pool.anchor, anchor, options.seed
                 )
         others |= measure_costs(
             models, held_out.x_ND, held_out.c_NK, sigma=sigma, meter=Rapl.find()
@@ -235,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("WEEKS", "NAME", "DIR"),
         help="a champion of so many weeks ago; may be given several times",
     )
+    parser.add_argument("--scratch", type=Path, help="the same plan and budget from nothing")
     parser.add_argument("--anchor", type=Path, help="the frozen anchor set (scf.anchor/1)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, corruptions and samples")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")

@@ -62,38 +62,38 @@ def load_earlier(given: Sequence[Sequence[str]]) -> list[EarlierChampion]:
     return found
 
 
-def earlier_losses(
-    energy: RecordEnergy, held_out: HeldOut, earlier: Sequence[EarlierChampion], *, seed: int
-) -> list[dict[str, Any]]:
-    """The losses of earlier champions on the pool; those of other fields cannot be compared."""
-    comparable = [one for one in earlier if one.energy.layout == energy.layout]
-    if not comparable:
-        return []
+def other_loss(
+    energy: RecordEnergy, held_out: HeldOut, other: RecordEnergy, seed: int
+) -> dict[str, Any]:
+    """The loss of another model on the candidate's pool, noise and coordinates."""
     noisy = add_noise(held_out, energy, seed=seed)
+    return summary(model_losses(noisy, other, energy), held_out.families, seed=seed)
+
+
+def earlier_losses(
+    energy: RecordEnergy, held_out: HeldOut, earlier: Sequence[EarlierChampion], seed: int
+) -> list[dict[str, Any]]:
+    """The losses of earlier champions; those of other fields cannot be compared."""
     return [
         {
             "generation": one.name,
             "weeks_ago": one.weeks_ago,
-            "dsm_loss": summary(
-                model_losses(noisy, one.energy, energy), held_out.families, seed=seed
-            ),
+            "dsm_loss": other_loss(energy, held_out, one.energy, seed),
         }
-        for one in comparable
+        for one in earlier
+        if one.energy.layout == energy.layout
     ]
 
 
 def anchor_losses(
-    energy: RecordEnergy, champion: RecordEnergy, fossils: HeldOut, anchor: Anchor, *, seed: int
+    energy: RecordEnergy, champion: RecordEnergy, fossils: HeldOut, anchor: Anchor, seed: int
 ) -> dict[str, Any]:
     """Candidate and champion on the anchor's fossils, as far as these are in the plan."""
-    noisy = add_noise(fossils, energy, seed=seed)
     return {
         "digest": anchor.digest,
         "fossils": len(fossils.cids),
         "families": len(set(fossils.families)),
         "frozen": len(anchor.cids),
-        "dsm_loss": summary(model_losses(noisy, energy, energy), fossils.families, seed=seed),
-        "champion_dsm_loss": summary(
-            model_losses(noisy, champion, energy), fossils.families, seed=seed
-        ),
+        "dsm_loss": other_loss(energy, fossils, energy, seed),
+        "champion_dsm_loss": other_loss(energy, fossils, champion, seed),
     }

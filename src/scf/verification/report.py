@@ -136,6 +136,7 @@ class Report:
         raw: The whole JSON object, for keeping.
         slices: Domain slice of each held-out family, where the report names them.
         earlier: Champions of some weeks ago.
+        scratch: The same plan and budget from nothing, where that control was trained.
         anchor: (candidate, champion) on a frozen set of fossils that never changes.
         cost, champion_cost: What both take to run, where that was measured.
         near_duplicates: Held-out fossils near to training fossils; None where nobody looked.
@@ -157,6 +158,7 @@ class Report:
     raw: Mapping[str, Any] = field(repr=False, compare=False)
     slices: Mapping[str, str] = field(default_factory=dict)
     earlier: tuple[Earlier, ...] = ()
+    scratch: Loss | None = None
     anchor: tuple[Loss, Loss] | None = None
     cost: Cost = Cost()
     champion_cost: Cost = Cost()
@@ -206,6 +208,7 @@ def parse_report(value: Any) -> Report:
         raw=top,
         slices=_slices(held_out.get("slices", {})),
         earlier=_earlier(top.get("earlier_champions", [])),
+        scratch=None if top.get("scratch") is None else _scratch(top["scratch"]),
         anchor=None if top.get("anchor") is None else _anchor(top["anchor"]),
         cost=_cost(top.get("cost", {}), "cost"),
         champion_cost=_cost(top.get("champion_cost", {}), "champion_cost"),
@@ -264,6 +267,10 @@ def _earlier(value: Any) -> tuple[Earlier, ...]:
         weeks = _count(about.get("weeks_ago"), f"{where}.weeks_ago")
         found.append(Earlier(about["generation"], weeks, _loss(about.get("dsm_loss"), where)))
     return tuple(found)
+
+
+def _scratch(value: Any) -> Loss:
+    return _loss(_mapping(value, "scratch").get("dsm_loss"), "scratch.dsm_loss")
 
 
 def _anchor(value: Any) -> tuple[Loss, Loss]:

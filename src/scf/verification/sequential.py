@@ -47,7 +47,7 @@ class SequentialLimits:
     low_sigma: float = 0.0
     high_sigma: float = 0.1
     blocks_min: int = 20
-    blocks_max: int = 400
+    blocks_max: int = 440
 
     @property
     def llr_high(self) -> float:

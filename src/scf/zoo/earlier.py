@@ -14,13 +14,16 @@ def stood_weeks_ago(
 ) -> dict[str, int]:
     """Generation by name, with the weeks after which it is named; each once, under the longest.
 
-    The present champion is left out: a candidate is held against it anyway. Before the first
-    promotion nothing stood.
+    The first generation is always among them: what a model that is never trained again would be
+    worth. The present champion is left out: a candidate is held against it anyway.
     """
     found: dict[str, int] = {}
+    if history and history[0].generation != history[-1].generation:
+        age = now - parse_utc(history[0].at)
+        found[history[0].generation] = max(0, age.days // 7)
     for num in weeks:
         then = now - timedelta(weeks=num)
         stood = [move.generation for move in history if parse_utc(move.at) <= then]
         if stood and stood[-1] != history[-1].generation:
-            found[stood[-1]] = num
+            found[stood[-1]] = max(num, found.get(stood[-1], 0))
     return found
