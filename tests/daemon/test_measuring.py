@@ -79,3 +79,32 @@ def test_looks_at_the_sealed_pool_are_counted_and_their_number_is_in_the_stateme
     envelope = json.loads((champion.path / "statement.json").read_text())["envelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))
     assert statement["predicate"]["gate"]["trace"]["looks"] == looks[2]
+
+
+@pytest.mark.parametrize("train_exit", [0, 1])
+def test_a_control_is_trained_from_nothing_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_exit: int
+) -> None:
+    """Same plan and settings without the parent, measured beside. If it fails, nothing waits."""
+    settings = {"settle_s": 0.0, "auto_release": False, "scratch_control": True}
+    works = Works(tmp_path, {"min_fresh_fossils": 8, **settings})
+    monkeypatch.setenv("SCF_TINY", json.dumps({"champion_gain": 5.0}))
+    with works.conductor() as (conductor, _):
+        works.drop("0.ndjson", range(200), age_s=9e6)
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.PROMOTED})))
+        works.drop("1.ndjson", range(200, 400), age_s=9e6)
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.RETURNED})))
+        if train_exit:
+            monkeypatch.setenv("SCF_TINY", json.dumps({"champion_gain": 5.0, "train_exit": 1}))
+        tick_until(conductor, lambda _: len(conductor.store.runs({State.PROMOTED})) == 2)
+        first, second = conductor.store.runs()
+        controls = [conductor.store.attempts(run.run_id, "control") for run in (first, second)]
+        (trained,) = conductor.store.attempts(second.run_id, "train_ebdm")
+
+    assert controls[0] == []  # a first generation has no parent
+    (control,) = controls[1]
+    inputs = [row["name"] for row in control.spec["inputs"]]
+    assert inputs == ["plan.json", "train_config.json"]
+    assert "parent" in [row["name"] for row in trained.spec["inputs"]]
+    report = json.loads((works.root / "model_zoo" / "ebdm_gen0002" / "report.json").read_text())
+    assert ("scratch" in report) == (train_exit == 0)

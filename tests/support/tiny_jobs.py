@@ -60,6 +60,9 @@ def measure(options: argparse.Namespace) -> int:
         champion_gain=todo.get("champion_gain", 0.4) if options.champion else None,
         seed=plan["fossils"],
     )
+    if options.scratch:
+        verify_checkpoint(Path(options.scratch))
+        value["scratch"] = {"dsm_loss": value["baseline_dsm_loss"]}
     folder = Path("outputs/report")
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(json.dumps(value))
@@ -73,5 +76,6 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("train", "measure"))
     parser.add_argument("--checkpoint")
     parser.add_argument("--champion")
+    parser.add_argument("--scratch")
     given = parser.parse_args()
     sys.exit(train(given) if given.what == "train" else measure(given))

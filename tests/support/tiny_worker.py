@@ -24,10 +24,14 @@ def train(spec: JobSpec) -> list[str]:
 
 
 def measure(spec: JobSpec) -> list[str]:
-    given = {name: spec.input(name) for name in ("checkpoint", "champion")}
+    given = {name: spec.input(name) for name in ("checkpoint", "champion", "scratch")}
     options = [part for name, row in given.items() if row for part in (f"--{name}", row.path)]
     return [sys.executable, str(HERE / "tiny_jobs.py"), "measure", *options]
 
 
 if __name__ == "__main__":
-    sys.exit(gpu_worker.main(kinds={"tiny": tiny, "train_ebdm": train, "measure": measure}))
+    sys.exit(
+        gpu_worker.main(
+            kinds={"tiny": tiny, "train_ebdm": train, "control": train, "measure": measure}
+        )
+    )

@@ -213,6 +213,9 @@ def verify(run: Run, bench: Bench) -> Step:
     """RETURNED: measure the checkpoint in a process of its own, and ask the gate."""
     attempt = _open_one(run, MEASURE, bench)
     if attempt is None:
+        control = _train_control(run, bench)
+        if control is not None:
+            return control
         busy = _busy_with(run, MEASURE, bench, LOCAL)
         if busy is not None:
             return Wait(f"the door {LOCAL} is taken by {busy}")
@@ -220,7 +223,7 @@ def verify(run: Run, bench: Bench) -> Step:
             digest = bench.rooms.verify_checkpoint(_checkpoint(run, bench)).digest
         except VerificationFailed as error:
             return Move(State.REJECTED, f"not a checkpoint: {error}")
-        return _train_control(run, bench) or _start_measuring(run, digest, bench)
+        return _start_measuring(run, digest, bench)
     status = _door_of(attempt, bench).poll(attempt.attempt_id)
     if status.phase is JobPhase.ABSENT:
         return _start_measuring(run, attempt.spec["config"]["checkpoint_digest"], bench)
@@ -328,6 +331,9 @@ def _train_control(run: Run, bench: Bench) -> Step | None:
         "train_config.json": canonical_json(run.intent["config"]),
     }
     name = str(run.facts.get("door", LOCAL))
+    busy = _busy_with(run, CONTROL, bench, name)
+    if busy is not None:
+        return Wait(f"the door {name} is taken by {busy}")
     attempt = attempts[-1] if attempts else _open_attempt(run, CONTROL, files, {}, bench, door=name)
     door = _door_of(attempt, bench)
     status = door.poll(attempt.attempt_id)
