@@ -13,6 +13,7 @@ from scf.core.errors import NothingToDo
 from scf.daemon.setup import FoundryPlaces
 from scf.fertilization.batch_plan import (
     BatchPlan,
+    FreshAndReplay,
     NothingHeldOut,
     PlanInvalid,
     family_hash,
@@ -218,3 +219,41 @@ def test_a_plan_cannot_point_outside_the_vault(vault: Vault, tmp_path) -> None:
 
     with pytest.raises(PlanInvalid):
         BatchPlan.from_json(dataclasses.replace(plan, shards=(shard,)).to_json())
+
+
+def test_a_plan_with_fresh_fossils_says_how_they_are_mixed(vault: Vault, tmp_path) -> None:
+    """Its first shards are the parent's. Without a parent, a share or fresh shards: no mixture."""
+    parent = make_plan(filled(vault, tmp_path), seed=3)
+    assert make_plan(vault, seed=3, parent=parent, fresh_share=0.3).mixture is None
+    ingest(vault, write_fossils(tmp_path / "more.ndjson", range(320, 400)))
+
+    plan = make_plan(vault, seed=3, parent=parent, fresh_share=0.3)
+
+    assert plan.mixture == FreshAndReplay(replay_shards=1, fresh_share=0.3)
+    assert BatchPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert make_plan(vault, seed=3, fresh_share=0.3).mixture is None
+    assert "mixture" not in make_plan(vault, seed=3, parent=parent).to_json()
+    with pytest.raises(ValueError, match="not between 0 and 1"):
+        make_plan(vault, seed=3, parent=parent, fresh_share=1.5)
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        [],
+        {"replay_shards": 1},
+        {"replay_shards": 1, "fresh_share": 0.5, "more": 1},
+        {"replay_shards": 0, "fresh_share": 0.5},
+        {"replay_shards": 2, "fresh_share": 0.5},
+        {"replay_shards": 1, "fresh_share": 1.0},
+        {"replay_shards": 1, "fresh_share": 1},
+        {"replay_shards": True, "fresh_share": 0.5},
+    ],
+)
+def test_a_mixture_that_cannot_be_is_no_plan(vault: Vault, tmp_path, mixture) -> None:
+    parent = make_plan(filled(vault, tmp_path), seed=3)
+    ingest(vault, write_fossils(tmp_path / "more.ndjson", range(320, 400)))
+    value = make_plan(vault, seed=3, parent=parent, fresh_share=0.3).to_json()
+
+    with pytest.raises(PlanInvalid):
+        BatchPlan.from_json(value | {"mixture": mixture})

@@ -15,6 +15,7 @@ from scf.core import merkle
 from scf.core.canonical import canonical_json
 from scf.core.identity import cid_of
 from scf.fertilization.batch_plan import BatchPlan, family_hash, held_out_threshold
+from scf.fertilization.mixture import Group, Mixture, whole_weights
 from scf.fertilization.readers.registry import READERS
 from scf.fertilization.shard_cache import ShardCache, SourceFile
 from scf.fertilization.shuffle import EpochOrder, KeyedPermutation
@@ -113,6 +114,23 @@ def test_the_order() -> None:
         "permutation of 10^15, first 3": first(10**15, 3),
         "window 0, first 8": order.window(0)[:8].tolist(),
         "window 1, first 8": order.window(1)[:8].tolist(),
+    }
+
+
+def test_the_mixture() -> None:
+    told = json.loads(vector("batch-plan", "mixture"))
+    weights = whole_weights(np.arange(100) % 4.0)
+    groups = [
+        Group(np.array([0]), np.array([200]), 1.0),
+        Group(np.array([200]), np.array([100]), 3.0, weights),
+    ]
+    mixture = Mixture(groups, seed=7)
+    slots = np.array([0, 1, 68, 69, 70, 274])
+
+    assert told == {
+        "slots": mixture.slots_of,
+        "epoch 0": mixture.places(0, slots).tolist(),
+        "epoch 3": mixture.places(3, slots).tolist(),
     }
 
 

@@ -330,3 +330,161 @@ def test_records_for_scoring_keep_the_order_and_name_the_bad_line(tmp_path: Path
     assert [(r.line, r.kind) for r in refused] == [(2, "cid")]
     with pytest.raises(InputError, match="line 2"):
         list(read_records(source))
+
+
+# Mixtures and weights. What an epoch holds is `test_mixture`'s matter.
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    return [
+        write_fossils(tmp_path / "few.ndjson", range(40)),
+        write_fossils(tmp_path / "many" / "a.ndjson", range(40, 240)),
+    ]
+
+
+def of_few(minibatches: list[list[str]]) -> int:
+    few = {fossil(i).cid for i in range(40)}
+    return sum(cid in few for cid in flat(minibatches))
+
+
+def test_sources_have_their_shares_in_each_epoch(two: list[Path]) -> None:
+    batcher = numpy_batcher(two, shares=[3, 1])
+
+    epochs = [cids(batcher) for _ in range(4)]
+
+    assert batcher.fossils_per_epoch == batcher.num_fossils == 240
+    assert [of_few(epoch) for epoch in epochs] == [180] * 4
+    assert len({fossil for epoch in epochs for fossil in flat(epoch)}) == 240, "all in turn"
+    assert epochs[0] != epochs[1]
+
+
+def easy_first(cids):
+    """Weights from nothing but the CID."""
+    return [sum(cid.encode()) % 5 for cid in cids]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"shares": [1, 3]}, {"weights": easy_first}, {"shares": [1, 3], "weights": easy_first}],
+)
+def test_a_mixture_resumes_anywhere_bit_for_bit(two: list[Path], options) -> None:
+    def stream(batcher: FossilBatcher):
+        while batcher.epoch < 3:
+            yield from batcher.stream_minibatches()
+
+    options = {**options, "window_records": 64}
+    uninterrupted = numpy_batcher(two, **options)
+    states, seen = [], []
+    for minibatch in stream(uninterrupted):
+        seen.append(minibatch)
+        states.append(json.dumps(uninterrupted.get_state()))
+    assert max(map(len, states)) <= 200
+    for at in (0, 7, len(seen) // 3 - 1, len(seen) // 3, len(seen) // 2):
+        resumed = numpy_batcher(two, **options)
+        resumed.set_state(json.loads(states[at]))
+        rest = list(stream(resumed))
+        assert [m["_cid"] for m in rest] == [m["_cid"] for m in seen[at + 1 :]]
+        for ours, theirs in zip(rest, seen[at + 1 :], strict=True):
+            np.testing.assert_array_equal(ours["x"], theirs["x"])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_a_mixture_and_see_its_global_minibatches(
+    two: list[Path], world_size: int
+) -> None:
+    options = {"shares": [2, 1], "weights": easy_first, "batch_size": 16, "window_records": 128}
+    whole = [list(m) for m in cids(numpy_batcher(two, **options))]
+
+    ranks = [
+        cids(numpy_batcher(two, rank=rank, world_size=world_size, **options))
+        for rank in range(world_size)
+    ]
+
+    assert len({len(rank) for rank in ranks}) == 1
+    for number, minibatch in enumerate(whole[: len(ranks[0])]):
+        for rank in range(world_size):
+            assert ranks[rank][number] == minibatch[rank::world_size]
+
+
+def test_a_mixture_reads_the_same_from_the_cache(two: list[Path], tmp_path: Path) -> None:
+    options = {"shares": [2, 1], "weights": easy_first}
+    streamed = numpy_batcher(two, **options, memory_bytes=0)
+    cached = numpy_batcher(two, **options, cache_root=tmp_path / "cache")
+    for _ in range(2):
+        for ours, theirs in zip(
+            cached.stream_minibatches(), streamed.stream_minibatches(), strict=True
+        ):
+            assert ours["_cid"] == theirs["_cid"]
+            np.testing.assert_array_equal(ours["x"], theirs["x"])
+    assert cached.get_state() == streamed.get_state()
+
+
+def test_weights_from_a_file_are_those_of_the_callable(two: list[Path], tmp_path: Path) -> None:
+    every = [fossil(i).cid for i in range(240)]
+    lines = [{"cid": c, "weight": w} for c, w in zip(every, easy_first(every), strict=True)]
+    path = tmp_path / "weights.jsonl"
+    path.write_text("\n".join(map(json.dumps, [{"schema": "scf.weights/1"}, *lines])))
+
+    from_file = numpy_batcher(two, weights=path)
+
+    assert cids(from_file) == cids(numpy_batcher(two, weights=easy_first))
+    assert from_file.fossils_per_epoch == np.count_nonzero(easy_first(every)) < 240
+
+
+def test_a_state_belongs_to_its_mixture(two: list[Path]) -> None:
+    batcher = numpy_batcher(two, shares=[2, 1])
+    next(batcher.stream_minibatches())
+    state = batcher.get_state()
+
+    for other in ({}, {"shares": [1, 2]}, {"shares": [2, 1], "weights": easy_first}):
+        with pytest.raises(StateMismatch, match="mixture"):
+            numpy_batcher(two, **other).set_state(state)
+
+
+def test_unshuffled_each_fossil_comes_once_whatever_its_weight(two: list[Path]) -> None:
+    batcher = numpy_batcher(two, weights=easy_first)
+    in_order = [fossil(i).cid for i in range(240)]
+
+    assert [one["_cid"] for one in batcher.iterate_fossils(shuffle=False)] == in_order
+    assert flat([m["_cid"] for m in batcher.stream_minibatches(shuffle=False)]) == in_order
+    assert batcher.get_state()["position"] == 0
+
+
+def test_shares_and_weights_that_cannot_be_are_refused(two: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="3 shares for 2 sources"):
+        numpy_batcher(two, shares=[1, 1, 1])
+    with pytest.raises(UsageError, match="2 shares for 1 sources"):
+        numpy_batcher(two[0], shares=[1, 1])
+    with pytest.raises(UsageError, match="above 0"):
+        numpy_batcher(two, shares=[1, 0])
+    with pytest.raises(UsageError, match="held-out fossils are used once"):
+        numpy_batcher(two, shares=[1, 1], split="held_out")
+    empty = write_fossils(tmp_path / "none.ndjson", range(3))  # all of them in `few` already
+    with pytest.raises(NoFossils, match=r"none.ndjson: no usable fossil to have a share"):
+        numpy_batcher([*two, empty], shares=[1, 1, 1])
+
+
+def test_a_plan_mixes_fresh_fossils_with_replayed_ones(
+    foundry: FoundryPlaces, tmp_path: Path
+) -> None:
+    """The conductor's choice travels in the plan; the held-out side knows nothing of it."""
+    with open_vault(foundry) as vault:
+        ingest(vault, write_fossils(tmp_path / "old.ndjson", range(640)))
+        parent = make_plan(vault, seed=1)
+        ingest(vault, write_fossils(tmp_path / "new.ndjson", range(640, 960)))
+        plan = make_plan(vault, seed=1, parent=parent, fresh_share=0.5)
+        alike = make_plan(vault, seed=1, parent=parent)
+        root = vault.folder.path
+    assert plan.mixture is not None
+    assert plan.plan_id != alike.plan_id
+
+    old = set(flat(cids(numpy_batcher(parent, vault_root=root, split="all"))))
+    batcher = numpy_batcher(plan, vault_root=root)
+    epochs = [cids(batcher) for _ in range(3)]
+
+    for epoch in epochs:
+        fresh = sum(cid not in old for cid in flat(epoch))
+        assert abs(fresh - batcher.num_fossils / 2) <= 1
+    measured = [numpy_batcher(p, vault_root=root, split="held_out") for p in (plan, alike)]
+    assert cids(measured[0]) == cids(measured[1])

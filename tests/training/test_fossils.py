@@ -2,11 +2,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from scf.core.errors import InputError, UsageError
+from scf.daemon.setup import FoundryPlaces
+from scf.fertilization.batch_plan import make_plan
 from scf.models.record import LayoutMismatch
+from scf.training.data import load_data
 from scf.training.fossils import NonFiniteFossils, open_source
+from scf.training.train_config import TrainConfig
 from support.gaussian_records import gaussian_points, write_points
+from support.vaults import ingest, open_vault
 
 
 def opened(*paths: Path, **options):
@@ -59,3 +65,31 @@ def test_a_plan_needs_its_vault(tmp_path: Path) -> None:
     """A plan names shards by their place in a vault."""
     with pytest.raises(UsageError, match="--vault"):
         opened(plan=tmp_path / "plan.json")
+
+
+def test_a_plan_with_a_mixture_is_streamed_by_its_shares(
+    foundry: FoundryPlaces, tmp_path: Path
+) -> None:
+    """Moments and validation are of each fossil once; steps see fresh ones by their share."""
+    with open_vault(foundry) as vault:
+        write_points(tmp_path / "old.ndjson", gaussian_points(1280))
+        ingest(vault, tmp_path / "old.ndjson")
+        parent = make_plan(vault, seed=1)
+        write_points(tmp_path / "new.ndjson", gaussian_points(320, seed=1) + 100.0)
+        ingest(vault, tmp_path / "new.ndjson")
+        plan = make_plan(vault, seed=1, parent=parent, fresh_share=0.5)
+        root = vault.folder.path
+    assert plan.mixture is not None
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
+    source = opened(plan=tmp_path / "plan.json", vault=root)
+    config = TrainConfig(batch_size=16, validation_fraction=0.0)
+
+    data = load_data(source, config)
+    minibatches = data.minibatches(source, data.fit()[0], config)
+
+    assert source.get_state()["epoch"] == source.get_state()["position"] == 0
+    assert data.num_fossils < plan.fossils
+    steps = data.num_fossils // 16
+    seen = torch.cat([minibatches.draw(step).z_ND for step in range(1, steps + 1)])
+    fresh = float((seen[:, 0] > 0.5).float().mean())
+    assert fresh == pytest.approx(0.5, abs=0.02)

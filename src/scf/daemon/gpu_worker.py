@@ -66,6 +66,8 @@ def measure(spec: JobSpec) -> list[str]:
         *_program("scf.verification.measure", "--checkpoint", _input(spec, "checkpoint")),
         *("--plan", _input(spec, "plan.json"), "--vault", _vault(spec), "--out", "outputs/report"),
     ]
+    if "cache_share" in spec.config:
+        command += ["--cache-share", str(spec.config["cache_share"])]
     for option in ("champion", "scratch", "anchor"):
         given = spec.input("anchor.json" if option == "anchor" else option)
         command += [f"--{option}", given.path] if given else []

@@ -92,9 +92,9 @@ def make_intent(
 
 
 def train_config(settings: TrainingSettings) -> dict[str, Any]:
-    """The training program's settings. How much is held out is the plan's matter, not its."""
+    """The training program's settings. What is held out, and mixed how, is the plan's matter."""
     values = dataclasses.asdict(settings)
-    del values["held_out_fraction"]
+    del values["held_out_fraction"], values["fresh_share"]
     return values
 
 

@@ -378,6 +378,7 @@ def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
     config = {
         "checkpoint_digest": digest,
         "measured_against": champion.name if champion is not None else None,
+        "cache_share": bench.rooms.config.training.cache_share,
     }
     # What came back from elsewhere is believed when it was measured here.
     attempt = _open_attempt(run, MEASURE, files, folders, bench, config, door=LOCAL)

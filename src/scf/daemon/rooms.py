@@ -68,6 +68,7 @@ class Shelves:
                 seed=settings.seed,
                 held_out_fraction=settings.held_out_fraction,
                 parent=BatchPlan.from_json(parent) if parent is not None else None,
+                fresh_share=settings.fresh_share or None,
             )
 
     def zoo(self) -> "Zoo":

@@ -51,6 +51,19 @@ class PlanInvalid(InputError):
 
 
 @dataclass(frozen=True)
+class FreshAndReplay:
+    """How a run mixes fossils that its parent had not with those that it had.
+
+    Attributes:
+        replay_shards: So many shards of the plan, from the first on, are the parent's.
+        fresh_share: Share of each epoch that the others have, between 0 and 1.
+    """
+
+    replay_shards: int
+    fresh_share: float
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """What a run is made of.
 
@@ -63,6 +76,7 @@ class BatchPlan:
         excluded: CIDs that are in the shards and not in the plan (retracted), ascending.
         in_blocks: Families that are split as blocks of 64 neighbours, because all fossils were of
             one family when they were first planned over; ascending, usually none.
+        mixture: How fresh and replayed fossils are mixed in training; None uses all alike.
     """
 
     shards: tuple[PlanShard, ...]
@@ -72,6 +86,7 @@ class BatchPlan:
     held_out_below: str
     excluded: tuple[str, ...] = ()
     in_blocks: tuple[str, ...] = ()
+    mixture: FreshAndReplay | None = None
 
     @property
     def may_repeat(self) -> bool:
@@ -114,6 +129,7 @@ class BatchPlan:
             "excluded": list(self.excluded),
             # Absent where there are none, so that plans keep the identity that they had.
             **({"in_blocks": list(self.in_blocks)} if self.in_blocks else {}),
+            **({"mixture": asdict(self.mixture)} if self.mixture else {}),
         }
 
     @classmethod
@@ -140,6 +156,7 @@ class BatchPlan:
             held_out_below=below,
             excluded=tuple(map(str, _of_type(value, "excluded", list))),
             in_blocks=tuple(map(str, _of_type({"in_blocks": [], **value}, "in_blocks", list))),
+            mixture=_mixture(value.get("mixture"), len(shards)),
         )
 
 
@@ -200,6 +217,7 @@ def make_plan(
     held_out_fraction: float = HELD_OUT_FRACTION,
     parent: BatchPlan | None = None,
     excluded: Iterable[str] = (),
+    fresh_share: float | None = None,
 ) -> BatchPlan:
     """Plan over all that the vault holds.
 
@@ -209,6 +227,9 @@ def make_plan(
 
     A vault of one family has no second to hold out. There, blocks of 64 neighbours are split
     instead (`in_blocks`), and that family stays so in every later plan.
+
+    With a parent and a `fresh_share`, shards that the parent had not make up that share of each
+    epoch of training, and its own the rest; where there are none of either, all are used alike.
 
     Raises:
         NothingToDo: The vault holds no fossils.
@@ -255,7 +276,24 @@ def make_plan(
         held_out_below=below,
         excluded=tuple(sorted(cid for cid in left_out if vault.contains(cid))),
         in_blocks=in_blocks,
+        mixture=_fresh_and_replay(entries, parent, fresh_share),
     )
+
+
+def _fresh_and_replay(
+    entries: Sequence[CommittedShard], parent: BatchPlan | None, fresh_share: float | None
+) -> FreshAndReplay | None:
+    if parent is None or fresh_share is None:
+        return None
+    if not 0 < fresh_share < 1:
+        raise ValueError(f"a share of fresh fossils of {fresh_share} is not between 0 and 1")
+    # The journal only grows, so the parent's shards are the first ones.
+    known = {shard.sha256 for shard in parent.shards}
+    replay = [entry.summary.sha256 in known for entry in entries]
+    count = sum(replay)
+    if count in {0, len(entries)} or not all(replay[:count]):
+        return None
+    return FreshAndReplay(count, fresh_share)
 
 
 def split_units(
@@ -335,6 +373,19 @@ def held_out_threshold(
         below = max(below, sorted(hashes)[wanted - 1] + 1)
         below = min(below, max(hashes))
     return f"{below:0{_HASH_DIGITS}x}"
+
+
+def _mixture(value: Any, num_shards: int) -> FreshAndReplay | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {"replay_shards", "fresh_share"}:
+        raise PlanInvalid("plan: 'mixture' must have 'replay_shards' and 'fresh_share'")
+    replay, share = _of_type(value, "replay_shards", int), _of_type(value, "fresh_share", float)
+    if not (0 < replay < num_shards and 0 < share < 1):
+        raise PlanInvalid(
+            f"plan: 'mixture' of {replay} of {num_shards} shards and a share of {share}"
+        )
+    return FreshAndReplay(replay, share)
 
 
 def _of_type(value: dict[str, Any], key: str, kind: type) -> Any:

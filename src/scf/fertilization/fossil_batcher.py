@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scf.core.errors import InputError, MissingTool, UsageError
+from scf.core.errors import MissingTool, UsageError
 from scf.core.identity import cid_from_digest
 from scf.fertilization.batch_plan import (
     ALL,
@@ -30,34 +30,37 @@ from scf.fertilization.batch_plan import (
 )
 from scf.fertilization.fossil_table import FossilTable, block_name
 from scf.fertilization.rows_file import Heads
-from scf.fertilization.shard_cache import ShardCache, SourceFile
-from scf.fertilization.shard_scan import Refusal, Refusals
+from scf.fertilization.shard_cache import CACHE_SHARE, ShardCache, SourceFile
+from scf.fertilization.shard_scan import Refusals
 from scf.fertilization.shuffle import EpochOrder
+from scf.fertilization.sources import (
+    NoFossils,
+    Source,
+    fossil_files,
+    items_of,
+    mixture_of,
+    plan_files,
+    read_records,
+)
 from scf.fertilization.texts import Texts
+from scf.fertilization.weights import WeightOf
 from scf.fertilization.windows import ALWAYS, BLOCK, CACHED, Window, loader_for, read_windows
-from scf.storage.ndjson import is_shard_name, read_lines
 from scf.storage.partitions import Folder
 from scf.vault.fields import Array, FieldSpec
-from scf.vault.fossil import Fossil, parse_fossil
 from scf.vault.provenance import FAMILY_BLOCK
 
 if TYPE_CHECKING:
     import torch
 
-Source = Path | str | Sequence[Path | str]
+__all__ = ["FossilBatcher", "NoFossils", "StateMismatch", "fossil_files", "read_records"]
+
 MEMORY_BYTES = 512 * 2**20
 CACHE_BYTES = 50 * 10**9
 _STATE_VERSION = 2
 
 
-class NoFossils(InputError):
-    """Nothing in the source can be used."""
-
-    kind = "empty"
-
-
 class StateMismatch(UsageError):
-    """A state belongs to other fossils or another seed."""
+    """A state belongs to other fossils, another mixture or another seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,19 @@ class FossilBatcher:
             plan's vault; none for plain files.
         cache_bytes: Its budget; 0 switches it off. Default: what the drive's budgets say, or 50 GB
             for a folder that is on no drive of ours.
+        cache_share: What the drive's budget of `system_cache` gives it; 0 switches it off.
+        shares: Where `source` is a list: the part of each epoch that each of its items has, against
+            the others. The training split of a plan with a mixture has shares of its own.
+        weights: How often a fossil is used against others (of its item): a callable from a list of
+            CIDs to numbers, pure since a resumed run asks again; or a file
+            (docs/formats/weights.md). See `mixture` for what is promised. Neither these nor shares
+            go with `held_out`: what is measured on is used once.
 
     Attributes:
         specs: Name, type, shape and unit of each field.
         condition_fields: Names of fields that are given, not modelled.
         num_fossils: Fossils of this split.
+        fossils_per_epoch: As many, but for a mixture: fossils with a weight above 0.
         refused: How many lines were not usable: wrong CID, verdict FAIL, not finite, duplicates.
         refusals: Why: `.kinds` counts by kind, `.first` keeps the first hundred.
 
@@ -130,6 +141,9 @@ class FossilBatcher:
         memory_bytes: int = MEMORY_BYTES,
         cache_root: Path | str | None = None,
         cache_bytes: int | None = None,
+        cache_share: float = CACHE_SHARE,
+        shares: Sequence[float] | None = None,
+        weights: WeightOf | Path | str | None = None,
     ) -> None:
         if not (0 <= rank < world_size <= batch_size):
             raise UsageError(
@@ -141,18 +155,22 @@ class FossilBatcher:
         if split not in {None, TRAIN, HELD_OUT, ALL}:
             raise UsageError(f"split={split!r}: known are 'train', 'held_out' and 'all'")
         plan = source if isinstance(source, BatchPlan) else None
+        if split == HELD_OUT and (shares is not None or weights is not None):
+            raise UsageError("held-out fossils are used once each: no shares, no weights")
         self._split = split or (ALL if plan is None else TRAIN)
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._window_records = window_records
         self._as_numpy = as_numpy
         if isinstance(source, BatchPlan):
-            files = _plan_files(source, vault_root)
+            files = plan_files(source, vault_root)
         else:
             files = [SourceFile(path) for path in fossil_files(source)]
         self._table = FossilTable(
             files,
-            cache=_cache_of(cache_root, cache_bytes, vault_root if plan is not None else None),
+            cache=_cache_of(
+                cache_root, cache_bytes, vault_root if plan is not None else None, cache_share
+            ),
             fields=fields,
             excluded=frozenset(plan.excluded) if plan is not None else frozenset(),
             memory_bytes=memory_bytes,
@@ -166,8 +184,15 @@ class FossilBatcher:
         self.num_fossils = len(self._table)
         if self.num_fossils == 0:
             raise NoFossils(f"no family of the source is in the split {self._split!r}")
+        items = items_of(source, shares)
+        self._mixture = (
+            None if self._split == HELD_OUT else mixture_of(self._table, items, weights, seed=seed)
+        )
+        self.fossils_per_epoch = self._mixture.num_slots if self._mixture else self.num_fossils
         about = f"{seed}:{window_records}:{self._split}:".encode()
-        self._order_digest = hashlib.sha256(about + self._table.settle()).hexdigest()[:16]
+        mixture = self._mixture.digest if self._mixture else b""
+        fossils = self._table.settle()
+        self._order_digest = hashlib.sha256(about + fossils + mixture).hexdigest()[:16]
         self._loader = loader_for(
             self._table, verify=verify, window_records=window_records, memory_bytes=memory_bytes
         )
@@ -199,11 +224,12 @@ class FossilBatcher:
     @property
     def num_minibatches(self) -> int:
         """Minibatches of one epoch, the same for every rank."""
-        return -(-self._end_of_epoch(0) // self._batch_size)
+        return -(-self._end_of_epoch(0, self.fossils_per_epoch) // self._batch_size)
 
-    def stream_minibatches(self) -> Iterator[dict[str, Any]]:
+    def stream_minibatches(self, shuffle: bool = True) -> Iterator[dict[str, Any]]:
         """The rest of this epoch: field name to tensor [B, *shape]; `_cid` and `_family` texts.
 
+        Unshuffled, it is every fossil once in the stored order, and the state stays as it is.
         When an epoch is through, the next call gives the next epoch, in another order. Tensors
         share memory with fresh numpy arrays: nothing is copied, and writing into them is harmless.
         The texts are sequences whose strings are made when they are looked at.
@@ -214,8 +240,9 @@ class FossilBatcher:
         """
         convert = _identity if self._as_numpy else _to_torch()
         epoch = self._epoch
-        for part in self._parts(epoch, self._position):
-            self._move_to(epoch, part.stop, part.end)
+        for part in self._parts(epoch, self._position if shuffle else 0, shuffle=shuffle):
+            if shuffle:
+                self._move_to(epoch, part.stop, part.end)
             minibatch: dict[str, Any] = {name: convert(a) for name, a in part.arrays.items()}
             minibatch["_cid"] = self._cids(part)
             minibatch["_family"] = self._families(part)
@@ -258,10 +285,11 @@ class FossilBatcher:
             raise StateMismatch(f"not a batcher state of version {_STATE_VERSION}")
         if state.get("order") != self._order_digest:
             raise StateMismatch(
-                "the state belongs to other fossils, another split, window or seed",
+                "the state belongs to other fossils, another split, mixture, window or seed",
                 remedy="Resume with the plan and the seed of the run that wrote the state.",
             )
-        if not isinstance(position, int) or not 0 <= position < self.num_fossils or epoch < 0:
+        is_position = isinstance(position, int) and 0 <= position < self.fossils_per_epoch
+        if not isinstance(position, int) or not is_position or epoch < 0:
             raise StateMismatch(f"position {position} of epoch {epoch} does not exist")
         self._epoch, self._position = epoch, position
 
@@ -273,19 +301,21 @@ class FossilBatcher:
         """The next minibatch begins here; at the end of an epoch, it is the first of the next."""
         self._epoch, self._position = (epoch, position) if position < end else (epoch + 1, 0)
 
-    def _end_of_epoch(self, begin: int) -> int:
-        """Where an epoch ends that goes on at `begin`.
+    def _end_of_epoch(self, begin: int, total: int) -> int:
+        """Where an epoch of `total` fossils ends that goes on at `begin`.
 
         A last minibatch too small to give every rank one fossil is left out.
         """
-        tail = (self.num_fossils - begin) % self._batch_size
-        return self.num_fossils - (tail if tail < self._world_size else 0)
+        tail = (total - begin) % self._batch_size
+        return total - (tail if tail < self._world_size else 0)
 
     def _parts(self, epoch: int, begin: int, *, shuffle: bool = True) -> "Iterator[_Part]":
         """This rank's part of each global minibatch from position `begin` on."""
-        size, end = self._batch_size, self._end_of_epoch(begin)
+        mixture = self._mixture if shuffle else None
+        total = self.num_fossils if mixture is None else mixture.num_slots
+        size, end = self._batch_size, self._end_of_epoch(begin, total)
         order = EpochOrder(
-            self.num_fossils,
+            total,
             seed=self._seed,
             epoch=epoch,
             window_records=self._window_records,
@@ -299,8 +329,10 @@ class FossilBatcher:
             return np.asarray(at[is_ours], np.int64)
 
         def rows(number: int) -> npt.NDArray[np.int64]:
-            records = order.window(number)
-            return self._table.rows_at(records[ours(number) - order.window_start(number)])
+            places = order.window(number)[ours(number) - order.window_start(number)]
+            if mixture is not None:
+                places = mixture.places(epoch, places)
+            return self._table.rows_at(places)
 
         numbers = range(order.window_at(begin), order.num_windows)
         first = begin  # of the next global minibatch
@@ -363,70 +395,20 @@ class FossilBatcher:
             )
 
 
-def read_records(
-    *sources: Source, on_refused: Callable[[Refusal], None] | None = None
-) -> Iterator[Fossil]:
-    """Every well-formed fossil of files and folders, in the order of the input; for scoring.
-
-    The verdict does not matter here, nor do duplicates. CIDs are recomputed.
-
-    Args:
-        sources: Files, folders or lists of them.
-        on_refused: Called with each line that is no fossil; without it, the first one raises.
-
-    Raises:
-        InputError: No such file; or a line is no fossil and `on_refused` is None.
-    """
-    for source in sources:
-        for path in fossil_files(source):
-            for position, line in enumerate(read_lines(path)):
-                try:
-                    if line.fault is not None:
-                        raise InputError(line.fault)
-                    fossil = parse_fossil(line.data, position=position)
-                except InputError as error:
-                    if on_refused is None:
-                        raise InputError(f"{path}, line {line.number}: {error}") from error
-                    word = getattr(error, "kind", "line")
-                    on_refused(Refusal(path, line.number, word, str(error)))
-                else:
-                    yield fossil
-
-
-def fossil_files(source: Source) -> list[Path]:
-    """The NDJSON files of a source: files as named, folders searched, in a fixed order.
-
-    Raises:
-        InputError: No such file, or a folder without NDJSON.
-    """
-    if not isinstance(source, str | Path):
-        return [path for item in source for path in fossil_files(item)]
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if is_shard_name(p.name) and p.is_file())
-        if not found:
-            raise NoFossils(f"{path}: no NDJSON files there")
-        return found
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    return [path]
-
-
-def _plan_files(plan: BatchPlan, vault_root: Path | str | None) -> list[SourceFile]:
-    if vault_root is None:
-        raise UsageError("a plan needs vault_root: where its shards lie")
-    return [SourceFile(Path(vault_root) / shard.path, shard.sha256) for shard in plan.shards]
-
-
 def _cache_of(
-    root: Path | str | None, budget_bytes: int | None, vault_root: Path | str | None
+    root: Path | str | None,
+    budget_bytes: int | None,
+    vault_root: Path | str | None,
+    share: float,
 ) -> ShardCache | None:
     if budget_bytes == 0:
         return None
     if root is not None:
         folder = Folder.at(Path(root))
         return ShardCache(folder, budget_bytes=budget_bytes or CACHE_BYTES)
-    cache = ShardCache.beside(Path(vault_root)) if vault_root is not None else None
+    if vault_root is None or share <= 0:
+        return None
+    cache = ShardCache.beside(Path(vault_root), share=share)
     if cache is not None and budget_bytes is not None:
         cache.budget_bytes = budget_bytes
     return cache

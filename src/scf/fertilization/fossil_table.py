@@ -10,7 +10,7 @@ bytes for each run of neighbours on our side of the split, and for streamed file
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from scf.vault.provenance import FAMILY_BLOCK
 from scf.vault.shard import ShardDamaged
 
 Rows = npt.NDArray[np.int64]
+_DIGESTS_AT_ONCE = 8192
 # Which of some families are on our side, and which are split into blocks of neighbours.
 Membership = Callable[[str], bool]
 
@@ -70,6 +71,7 @@ class FossilTable:
     Attributes:
         kind: What the fossils are.
         segments: Where they are.
+        segment_files: Which of the files each segment is of, by its number.
         refusals: What is not used.
     """
 
@@ -96,7 +98,12 @@ class FossilTable:
             if rows is not None:
                 self.refusals.merge(rows.refusals)
         self.kind = self._most_frequent(opened)
-        self.segments = self._segments(opened)
+        self.segments: list[Segment] = []
+        self.segment_files: list[int] = []
+        for number, file in enumerate(opened):
+            mine = self._segments_of(file)
+            self.segments += mine
+            self.segment_files += [number] * len(mine)
         counts = [segment.count for segment in self.segments]
         groups = [-(-count // GROUP_ROWS) for count in counts]
         self.first_rows = np.cumsum([0, *counts], dtype=np.int64)
@@ -186,6 +193,21 @@ class FossilTable:
             self._keep[self.first_rows[number] : self.first_rows[number + 1]] &= keep
         self._set_runs()
 
+    def selected_counts(self) -> list[int]:
+        """How many fossils of each segment are selected. Before `settle`."""
+        return [
+            int(np.count_nonzero(self._keep[self.first_rows[n] : self.first_rows[n + 1]]))
+            for n in range(len(self.segments))
+        ]
+
+    def selected_digests(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """The digests inside the CIDs of the selected fossils, some at a time. Before `settle`."""
+        for number, segment in enumerate(self.segments):
+            mine = np.flatnonzero(self._keep[self.first_rows[number] : self.first_rows[number + 1]])
+            digests = segment.heads()["digest"]
+            for first in range(0, len(mine), _DIGESTS_AT_ONCE):
+                yield digests[mine[first : first + _DIGESTS_AT_ONCE]]
+
     def settle(self) -> bytes:
         """End selecting; returns a digest of which fossils stand in which order.
 
@@ -267,27 +289,25 @@ class FossilTable:
                 self.refusals.add(refusal, times=count)
         return chosen
 
-    def _segments(self, files: Sequence[_File]) -> list[Segment]:
-        segments: list[Segment] = []
+    def _segments_of(self, file: _File) -> list[Segment]:
         specs = self.kind.specs
-        for file in files:
-            if file.rows is not None:
-                mine = [r for r in file.rows.kinds if r.kind.only(self._wanted) == self.kind]
-                segments.extend(CachedSegment(rows, specs) for rows in mine)
-                continue
-            for index in file.indices:
-                if index.kind.only(self._wanted) == self.kind:
-                    assert file.names is not None
-                    segments.append(
-                        LineSegment(
-                            file.source.path,
-                            file.stat,
-                            index,
-                            file.names,
-                            specs,
-                            verify_always=self._verify_always,
-                        )
+        if file.rows is not None:
+            rows = [r for r in file.rows.kinds if r.kind.only(self._wanted) == self.kind]
+            return [CachedSegment(one, specs) for one in rows]
+        segments: list[Segment] = []
+        for index in file.indices:
+            if index.kind.only(self._wanted) == self.kind:
+                assert file.names is not None
+                segments.append(
+                    LineSegment(
+                        file.source.path,
+                        file.stat,
+                        index,
+                        file.names,
+                        specs,
+                        verify_always=self._verify_always,
                     )
+                )
         return segments
 
     # Selecting rows

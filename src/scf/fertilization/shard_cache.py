@@ -25,7 +25,7 @@ from scf.vault.shard import ShardDamaged
 
 SUFFIX = ".rows"
 # The cache's share of the partition `system_cache`; job bundles lie there too.
-_SHARE = 0.75
+CACHE_SHARE = 0.75
 # So much of the disk is left free, so that a cache never fills the drive.
 _RESERVE_BYTES = 2**30
 
@@ -56,8 +56,13 @@ class ShardCache:
         self.budget_bytes = budget_bytes
 
     @classmethod
-    def beside(cls, vault_root: Path) -> "ShardCache | None":
-        """The cache on the drive of a vault; None where it lies on no drive of ours."""
+    def beside(cls, vault_root: Path, *, share: float = CACHE_SHARE) -> "ShardCache | None":
+        """The cache on the drive of a vault; None where it lies on no drive of ours.
+
+        Args:
+            vault_root: `fossil_vault`.
+            share: Of the budget of the partition `system_cache`.
+        """
         root = vault_root.resolve().parent
         if not (root / MARKER_NAME).exists():
             return None
@@ -68,7 +73,7 @@ class ShardCache:
             raise
         except (DriveError, BudgetExceeded, PermissionError):  # read-only or full: stream
             return None
-        return cls(folder, budget_bytes=int(drive.budgets_bytes["system_cache"] * _SHARE))
+        return cls(folder, budget_bytes=int(drive.budgets_bytes["system_cache"] * share))
 
     def path_of(self, source: SourceFile) -> Path:
         """Where the rows of a source lie, whether they do or not."""

@@ -67,7 +67,7 @@ class KeyedPermutation:
     def _forward(self, numbers: _Numbers) -> _Numbers:
         left, right = numbers >> self._half_bits, numbers & self._mask
         for key in self._keys:
-            mixed = _mixed(right ^ key)
+            mixed = mix64(right ^ key)
             mixed &= self._mask
             mixed ^= left
             left, right = right, mixed
@@ -76,7 +76,7 @@ class KeyedPermutation:
     def _backward(self, numbers: _Numbers) -> _Numbers:
         left, right = numbers >> self._half_bits, numbers & self._mask
         for key in self._keys[::-1]:
-            left, right = right ^ (_mixed(left ^ key) & self._mask), left
+            left, right = right ^ (mix64(left ^ key) & self._mask), left
         return (left << self._half_bits) | right
 
 
@@ -138,7 +138,7 @@ class EpochOrder:
         return records
 
 
-def _mixed(numbers: _Numbers) -> _Numbers:
+def mix64(numbers: _Numbers) -> _Numbers:
     """The finaliser of splitmix64 (Steele, Lea, Flood 2014); wraps modulo 2^64.
 
     `numbers` is changed on the way: the caller has no use for it, and memory is what this costs.

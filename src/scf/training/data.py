@@ -8,7 +8,7 @@ after epoch. Either way a resumed run sees the same minibatches as an uninterrup
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,6 +54,14 @@ class FossilSource(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """For `config.json`: what these fossils are."""
+
+
+@runtime_checkable
+class MixedSource(FossilSource, Protocol):
+    """A source whose epochs have some fossils oftener than others."""
+
+    def every_fossil(self) -> Iterator[Mapping[str, Any]]:
+        """Minibatches with each fossil once; the place in the stream stays as it is."""
 
 
 class _Rows:
@@ -166,6 +174,9 @@ class TrainingData:
 def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
     """Read all fossils once.
 
+    Those of a mixed source are streamed in any case, since the mixture is the source's; moments,
+    frame and validation set are of each fossil once.
+
     Raises:
         TooFewFossils, LayoutMismatch, NonFiniteField: What is wrong with them.
         UsageError: True scores come with more records than the memory limit allows.
@@ -175,7 +186,9 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
     kept = _Rows(layout)
     share = f"{int(config.validation_fraction * 2**32):08x}"
     moments, count, fits = Moments(layout), 0, True
-    for minibatch in source.epoch():
+    is_mixed = isinstance(source, MixedSource)
+    each = source.every_fossil() if isinstance(source, MixedSource) else source.epoch()
+    for minibatch in each:
         x_BD, c_BK = layout.pack(minibatch)
         cids, families = list(minibatch["_cid"]), list(minibatch["_family"])
         count += len(x_BD)
@@ -220,7 +233,7 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
         validation=validation,
         bank_MK=trained.c_NK[:_BANK_MAX],
         num_fossils=count - num,
-        rows=trained if fits else None,
+        rows=trained if fits and not is_mixed else None,
         threshold=threshold,
     )
 

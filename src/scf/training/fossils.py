@@ -7,6 +7,7 @@ from typing import Any
 from scf.core.errors import InputError, UsageError
 from scf.fertilization.batch_plan import BatchPlan, read_plan
 from scf.fertilization.fossil_batcher import FossilBatcher, read_records
+from scf.fertilization.shard_cache import CACHE_SHARE
 from scf.models.record import FieldLayout, LayoutMismatch, RecordLayout
 
 
@@ -41,6 +42,14 @@ class BatcherSource:
         }
 
 
+class MixedBatcherSource(BatcherSource):
+    """A plan whose fresh and replayed fossils are mixed: an epoch has some oftener than others."""
+
+    def every_fossil(self) -> Iterator[Mapping[str, Any]]:
+        """Each fossil once; the batcher stays where it is."""
+        return self._batcher.stream_minibatches(shuffle=False)
+
+
 def open_source(
     paths: Sequence[Path] | None,
     *,
@@ -49,6 +58,7 @@ def open_source(
     batch_size: int,
     seed: int,
     memory_bytes: int,
+    cache_share: float = CACHE_SHARE,
 ) -> BatcherSource:
     """Open the fossils that a run is to learn from.
 
@@ -72,8 +82,10 @@ def open_source(
             as_numpy=True,
             vault_root=vault,
             memory_bytes=memory_bytes,
+            cache_share=cache_share,
         )
-        return BatcherSource(batcher, batch_plan, boundary=plan_boundary(batch_plan, vault))
+        kind = MixedBatcherSource if batch_plan.mixture else BatcherSource
+        return kind(batcher, batch_plan, boundary=plan_boundary(batch_plan, vault))
     batcher = FossilBatcher(
         list(paths or ()),
         batch_size=batch_size,

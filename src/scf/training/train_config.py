@@ -71,6 +71,8 @@ class TrainConfig:
         that
             it stays a matter of seconds. 0 leaves the normaliser to the dual term alone.
         memory_max_bytes: Fossils that fit are loaded once; more are streamed.
+        cache_share: What the shard cache may take of `system_cache`, on a drive of ours; 0 streams
+            from NDJSON.
         max_seconds: Limit on training time over the whole life of a run, resumes included.
         max_steps: Limit on steps, likewise.
         checkpoint_every_s: Pause between checkpoints to resume from.
@@ -109,6 +111,7 @@ class TrainConfig:
     patience: float = 3.0
     calibration_particles: int = 1024
     memory_max_bytes: int = 2_000_000_000
+    cache_share: float = 0.75
     max_seconds: float = 75.0
     max_steps: int = 200_000
     checkpoint_every_s: float = 60.0
@@ -138,6 +141,8 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} = {getattr(self, name)} must not be below 0")
+        if not 0 <= self.cache_share <= 1:
+            raise UsageError(f"cache_share = {self.cache_share} must be a share of one")
         if not 0 <= self.validation_fraction < 1 or not 0 <= self.sigma_uniform_fraction <= 1:
             raise UsageError("validation_fraction and sigma_uniform_fraction are shares of one")
         if not self.sigma_min <= self.score_sigma < self.sigma_max:

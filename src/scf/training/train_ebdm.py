@@ -373,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=config.batch_size,
             seed=config.seed,
             memory_bytes=config.memory_max_bytes,
+            cache_share=config.cache_share,
         )
         out = Folder.at(options.out)
         progress = train(source, out, config, resume=options.resume, notes=notes, stop=stop)

@@ -36,6 +36,7 @@ import torch
 
 from scf.core.errors import ScfError
 from scf.fertilization.batch_plan import read_plan
+from scf.fertilization.shard_cache import CACHE_SHARE
 from scf.models.physics import constraints_for
 from scf.models.record import Floats
 from scf.models.record_energy import RecordEnergy
@@ -164,7 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         energy = load_energy(checkpoint)
         champion = load_energy(options.champion) if options.champion else None
         anchor = read_anchor(options.anchor) if options.anchor else None
-        pool = open_pool(plan, options.vault, energy, anchor.cids if anchor else ())
+        pool = open_pool(
+            plan,
+            options.vault,
+            energy,
+            anchor.cids if anchor else (),
+            cache_share=options.cache_share,
+        )
         held_out, sigma = pool.held_out, default_sigma(checkpoint)
         measured = measure(energy, held_out, sigma=sigma, champion=champion, seed=options.seed)
         others: dict[str, Any] = {
@@ -248,6 +255,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchor", type=Path, help="the frozen anchor set (scf.anchor/1)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, corruptions and samples")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--cache-share",
+        type=float,
+        default=CACHE_SHARE,
+        help=f"of system_cache that the shard cache may take (default {CACHE_SHARE}; 0: none)",
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
 """The sealed pool: held-out fossils of a plan, without near-duplicates of what was trained on."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from scf.core.errors import NothingToDo
 from scf.fertilization.batch_plan import BatchPlan
 from scf.fertilization.fossil_batcher import FossilBatcher
+from scf.fertilization.shard_cache import CACHE_SHARE
 from scf.models.record import Floats, LayoutMismatch
 from scf.models.record_energy import RecordEnergy
 from scf.training.fossils import layout_of, plan_boundary
@@ -39,17 +40,30 @@ class Pool:
 
 
 def open_pool(
-    plan: BatchPlan, vault: Path, energy: RecordEnergy, anchor: Collection[str] = ()
+    plan: BatchPlan,
+    vault: Path,
+    energy: RecordEnergy,
+    anchor: Collection[str] = (),
+    *,
+    cache_share: float = CACHE_SHARE,
 ) -> Pool:
     """Read the held-out fossils and leave out near-duplicates, if they are few.
+
+    Args:
+        plan: What was trained on, and what was not.
+        vault: Where its shards lie.
+        energy: The model, for layout and frame.
+        anchor: CIDs of the anchor set.
+        cache_share: What the shard cache may take of `system_cache`.
 
     Raises:
         LayoutMismatch: They are of another kind than the model's.
         NothingToDo: The plan holds nothing out.
     """
-    fossils = read_held_out(plan, vault, energy, anchor)
+    fossils = read_held_out(plan, vault, energy, anchor, cache_share=cache_share)
     near = find_near_duplicates(
-        energy.frame.to_model(fossils.x_ND), training_rows(plan, vault, energy)
+        energy.frame.to_model(fossils.x_ND),
+        training_rows(plan, vault, energy, cache_share=cache_share),
     )
     is_sealed = bool(near.is_near_N.sum() <= LEAK_SHARE * len(fossils.cids))
     keep_N = ~near.is_near_N if is_sealed else np.ones_like(near.is_near_N)
@@ -71,7 +85,12 @@ def slices(families: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_held_out(
-    plan: BatchPlan, vault: Path, energy: RecordEnergy, also: Collection[str] = ()
+    plan: BatchPlan,
+    vault: Path,
+    energy: RecordEnergy,
+    also: Collection[str] = (),
+    *,
+    cache_share: float = CACHE_SHARE,
 ) -> HeldOut:
     """The held-out fossils of a plan by CID: the first 4096, and those in `also`.
 
@@ -79,7 +98,14 @@ def read_held_out(
         LayoutMismatch: They are of another kind than the model's.
         NothingToDo: The plan holds nothing out.
     """
-    batcher = FossilBatcher(plan, batch_size=512, as_numpy=True, split="held_out", vault_root=vault)
+    batcher = FossilBatcher(
+        plan,
+        batch_size=512,
+        as_numpy=True,
+        split="held_out",
+        vault_root=vault,
+        cache_share=cache_share,
+    )
     if layout_of(batcher, boundary=plan_boundary(plan, vault)) != energy.layout:
         raise LayoutMismatch("the plan's fossils have other fields than the model")
     # By CID: (modelled, given, family). Pruned on the way, so that memory is bounded.
@@ -103,9 +129,18 @@ def _wanted(rows: Mapping[str, Any], also: Collection[str]) -> list[str]:
     return ordered[:FOSSILS_MAX] + [cid for cid in ordered[FOSSILS_MAX:] if cid in also]
 
 
-def training_rows(plan: BatchPlan, vault: Path, energy: RecordEnergy) -> Iterator[Floats]:
+def training_rows(
+    plan: BatchPlan, vault: Path, energy: RecordEnergy, *, cache_share: float = CACHE_SHARE
+) -> Iterator[Floats]:
     """What was trained on, in the model's coordinates, piece by piece in a random order."""
-    batcher = FossilBatcher(plan, batch_size=2048, as_numpy=True, split="train", vault_root=vault)
+    batcher = FossilBatcher(
+        replace(plan, mixture=None),  # each fossil once
+        batch_size=2048,
+        as_numpy=True,
+        split="train",
+        vault_root=vault,
+        cache_share=cache_share,
+    )
     for minibatch in batcher.stream_minibatches():
         x_BD, _ = energy.layout.pack(minibatch)
         yield energy.frame.to_model(x_BD)
