@@ -9,7 +9,7 @@ from support.gaussian_records import POINT, gaussian_points, record_energy
 def log_z(energy, sigma: float) -> float:
     """ln of the integral of exp(-E) over a grid of the model's plane."""
     reach = 7 * (1 + sigma**2) ** 0.5
-    line = torch.linspace(-reach, reach, 401)
+    line = torch.linspace(-reach, reach, 121)
     plane = torch.cartesian_prod(line, line)
     with torch.no_grad():
         e = energy.model.energy(plane, torch.full((len(plane),), sigma), torch.zeros(len(plane), 0))

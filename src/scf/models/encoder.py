@@ -71,6 +71,15 @@ class GaussianBase(nn.Module):
         """Eigenvalues of C + sigma^2, (B, D)."""
         return self.variance_D + sigma_B[:, None].square()
 
+    def denoise(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the clean record given the noisy one (B, D); lambda / (lambda + sigma^2) (B, D).
+
+        The second goes along the eigenvectors: the share of each direction that is kept.
+        """
+        kept_BD = self.variance_D / self.total_variance(sigma_B)
+        mean_BD = self.turn_back(self.rotate(z_BD, c_BK) * kept_BD) + c_BK @ self.slope_DK.T
+        return mean_BD, kept_BD
+
     def energy(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """E (B,) in nats, dE/dz (B, D) and dE/d(ln sigma) (B,)."""
         w_BD = self.rotate(z_BD, c_BK)
@@ -91,9 +100,17 @@ class PhysicsEncoder(nn.Module):
         num_site_features: J, or 0 where the fields share no grid.
     """
 
-    def __init__(self, layout: RecordLayout, constraints: Sequence[PhysicsConstraint]) -> None:
+    def __init__(
+        self,
+        layout: RecordLayout,
+        constraints: Sequence[PhysicsConstraint],
+        *,
+        num_bounds: int = 0,
+        has_site_network: bool = True,
+    ) -> None:
         super().__init__()
         self.layout = layout
+        self.num_bounds = num_bounds
         self.constraints = tuple(constraints)
         self.site_shape = layout.site_shape
         self.residuals = [
@@ -111,6 +128,10 @@ class PhysicsEncoder(nn.Module):
         self.register_buffer("given_scale_K", torch.ones(layout.given_size))
         self.num_sites = math.prod(self.site_shape) if self.site_shape else 0
         self.num_inputs = layout.size + layout.given_size + self.num_sites * len(self.residuals)
+        # Distances from bounds go where they belong: to the sites, if a network reads these.
+        at_sites = bool(self.num_sites) and has_site_network
+        self.num_bound_channels = num_bounds // self.num_sites if at_sites else 0
+        self.num_inputs += 0 if at_sites else num_bounds
         self.num_site_features = 0
         if self.site_shape:
             self.register_buffer(
@@ -120,6 +141,7 @@ class PhysicsEncoder(nn.Module):
                 len(layout.modelled)
                 + len(layout.given)
                 + len(self.residuals)
+                + self.num_bound_channels
                 + self.coordinates_SX.shape[1]
             )
 
@@ -144,27 +166,46 @@ class PhysicsEncoder(nn.Module):
         self.given_scale_K.copy_(torch.from_numpy(frame.given_scale_K))
 
     def forward(
-        self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor, base: GaussianBase
+        self,
+        z_BD: Tensor,
+        sigma_B: Tensor,
+        c_BK: Tensor,
+        base: GaussianBase,
+        near_BU: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Flat inputs (B, I) and, where there is a grid, site features (B, S, J)."""
+        """Flat inputs (B, I) and, where there is a grid, site features (B, S, J).
+
+        `near_BU` says how far bounded numbers are from their bounds (`models/bounds.py`).
+        """
         w_BD = base.rotate(z_BD, c_BK)
         total_BD = base.total_variance(sigma_B)
         # Whitened, then faded by sqrt(variance / total): a direction whose variance is far below
         # sigma^2 carries noise alone.
         fading_BD = base.variance_D.sqrt() / total_BD
         residuals_BRS = [residual(z_BD, sigma_B, c_BK, self) for residual in self.residuals]
-        inputs_BI = bounded(torch.cat([w_BD * fading_BD, c_BK, *residuals_BRS], dim=1))
+        flat = [w_BD * fading_BD, c_BK, *residuals_BRS]
+        if near_BU is not None and not self.num_bound_channels:
+            flat.append(near_BU)
+        inputs_BI = bounded(torch.cat(flat, dim=1))
         if not self.site_shape:
             return inputs_BI, None
         channels = self._channels(z_BD, sigma_B, c_BK, base)
         channels += [part[:, None] for part in residuals_BRS]
+        channels += self._near_at_sites(near_BU)
         channels += self._given_at_sites(c_BK)
         where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
         sites_BSJ = torch.cat([bounded(torch.cat(channels, dim=1)).mT, where_BSX], dim=2)
         return inputs_BI, sites_BSJ
 
     def lattice_sites(
-        self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor, base: GaussianBase, *, has_place: bool
+        self,
+        z_BD: Tensor,
+        sigma_B: Tensor,
+        c_BK: Tensor,
+        base: GaussianBase,
+        near_BU: Tensor | None = None,
+        *,
+        has_place: bool,
     ) -> Tensor:
         """Site features (B, S, J) for a network that looks at neighbours.
 
@@ -178,6 +219,7 @@ class PhysicsEncoder(nn.Module):
         denoised_BD = base.turn_back(w_BD * kept_BD) / spread_B[:, None]
         channels.append(denoised_BD.view(len(z_BD), -1, self.num_sites))
         channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
+        channels += self._near_at_sites(near_BU)
         channels += self._given_at_sites(c_BK)
         sites_BSJ = bounded(torch.cat(channels, dim=1)).mT
         if has_place:
@@ -189,7 +231,7 @@ class PhysicsEncoder(nn.Module):
         """J of `lattice_sites`."""
         place = self.coordinates_SX.shape[1] if has_place else 0
         fields = 2 * len(self.layout.modelled) + len(self.layout.given)
-        return fields + len(self.residuals) + place
+        return fields + len(self.residuals) + self.num_bound_channels + place
 
     def off_grid(self, c_BK: Tensor) -> Tensor:
         """Given numbers that belong to the whole record, not to its sites."""
@@ -202,6 +244,11 @@ class PhysicsEncoder(nn.Module):
         marginal_BD = self.marginal_variance(base) + sigma_B[:, None].square()
         standard_BD = (z_BD - c_BK @ base.slope_DK.T) * marginal_BD.rsqrt()
         return [standard_BD.view(len(z_BD), -1, self.num_sites)]
+
+    def _near_at_sites(self, near_BU: Tensor | None) -> list[Tensor]:
+        if near_BU is None or not self.num_bound_channels:
+            return []
+        return [near_BU.view(len(near_BU), -1, self.num_sites)]
 
     def _given_at_sites(self, c_BK: Tensor) -> list[Tensor]:
         places = self.layout.slices(given=True).values()

@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from scf.core.errors import UsageError
+from scf.models.bounds import Bounds
 from scf.models.encoder import GaussianBase, PhysicsEncoder
+from scf.models.evidence import Evidence
 from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian
 from scf.models.lattice import LatticeNet
 from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.physics import PhysicsConstraint, constraints_for
-from scf.models.record import PERIODIC, RecordLayout
+from scf.models.record import PERIODIC, Floats, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J site features, L noise
 # levels.
@@ -56,6 +58,10 @@ class NetworkConfig:
         levels: Of the lattice: 1 works on the grid itself, each more on one half as fine.
         translation_symmetric: The lattice is not told where a site lies.
         sign_symmetric: The lattice gives the same for x and -x.
+        has_bounds: Known bounds of fields are a term of the energy and inputs of the network
+            (`models/bounds.py`).
+        evidence: Names of constraints whose residual is a term of the energy
+            (`models/evidence.py`), with commas; "" for none.
     """
 
     width: int = 128
@@ -65,6 +71,8 @@ class NetworkConfig:
     levels: int = 1
     translation_symmetric: bool = False
     sign_symmetric: bool = False
+    has_bounds: bool = False
+    evidence: str = ""
 
 
 class BodyDoesNotFit(UsageError):
@@ -108,7 +116,19 @@ class EnergyModel(nn.Module):
             constraints = constraints_for([f.name for f in (*layout.modelled, *layout.given)])
         is_full = layout.size + layout.given_size <= FULL_COVARIANCE_SIZE_MAX
         self.base = GaussianBase(layout.size, layout.given_size, is_full=is_full)
-        self.encoder = PhysicsEncoder(layout, constraints)
+        self.bounds = Bounds(layout, tuple(constraints)) if config.has_bounds else None
+        num_bounds = len(self.bounds.place_U) if self.bounds is not None else 0
+        num_sites = math.prod(layout.site_shape or (0,))
+        has_site_body = SITES_MIN <= num_sites <= SITES_MAX and bool(config.site_width)
+        self.encoder = PhysicsEncoder(
+            layout,
+            constraints,
+            num_bounds=num_bounds,
+            has_site_network=has_site_body or config.body == LATTICE,
+        )
+        named = set(filter(None, config.evidence.split(",")))
+        counted = tuple(c for c in constraints if c.name in named)
+        self.evidence = Evidence(layout, counted) if counted else None
         self.embedding = NoiseEmbedding()
         self.body: ResidualMLP | LatticeNet
         self.site_body: ResidualMLP | None = None
@@ -122,7 +142,7 @@ class EnergyModel(nn.Module):
             depth=config.depth,
             gain=gain_for(self.encoder.num_inputs),
         )
-        if SITES_MIN <= self.encoder.num_sites <= SITES_MAX and config.site_width:
+        if has_site_body:
             self.site_body = ResidualMLP(
                 self.encoder.num_site_features,
                 self.embedding.size,
@@ -149,38 +169,62 @@ class EnergyModel(nn.Module):
             is_even=config.sign_symmetric,
         )
 
-    def load_frame(self, frame: Frame, base: LinearGaussian) -> None:
-        """Take over what was fitted to the training data before the first step."""
+    def load_frame(
+        self,
+        frame: Frame,
+        base: LinearGaussian,
+        extremes: tuple[Floats, Floats] | None = None,
+    ) -> None:
+        """Take over what was fitted to the training data before the first step.
+
+        `extremes` are the least and greatest value of each modelled number, in its own unit.
+        """
         self.encoder.load(frame)
         self.base.load(base)
+        if self.bounds is not None:
+            self.bounds.load(frame, self.encoder.marginal_variance(self.base), extremes)
 
     def correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """How far E lies below the Gaussian's, in nats, (B,): a(sigma) G - offset(sigma)."""
         sigma_B = log_sigma_B.exp()
         fading_B = (1 + sigma_B.square()).rsqrt()
+        known_B, near_BU = self._known(z_BD, log_sigma_B, c_BK)
         if isinstance(self.body, LatticeNet):
-            return self._lattice_value(z_BD, log_sigma_B, c_BK) * fading_B - self._offset(
-                log_sigma_B
+            sites_BSJ = self.encoder.lattice_sites(
+                z_BD,
+                sigma_B,
+                c_BK,
+                self.base,
+                near_BU,
+                has_place=not self.config.translation_symmetric,
             )
-        inputs_BI, sites_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base)
-        noise_BE = self.embedding(log_sigma_B)
-        value_B: Tensor = self.body(inputs_BI, noise_BE)
-        if self.site_body is not None and sites_BSJ is not None:
-            # The noise is the record's, not the site's: computed once, added to all of its sites.
-            value_B = value_B + self.site_body(sites_BSJ, noise_BE[:, None]).sum(dim=1)
-        return value_B * fading_B - self._offset(log_sigma_B)
+            noise_BE = torch.cat([self.embedding(log_sigma_B), self.encoder.off_grid(c_BK)], dim=1)
+            value_B: Tensor = self.body(sites_BSJ, noise_BE)
+        else:
+            inputs_BI, found_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base, near_BU)
+            noise_BE = self.embedding(log_sigma_B)
+            value_B = self.body(inputs_BI, noise_BE)
+            if self.site_body is not None and found_BSJ is not None:
+                # The noise is the record's, not the site's: computed once, added to all sites.
+                value_B = value_B + self.site_body(found_BSJ, noise_BE[:, None]).sum(dim=1)
+        correction_B = value_B * fading_B - self._offset(log_sigma_B)
+        return correction_B if known_B is None else correction_B + known_B
 
-    def _lattice_value(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
-        sites_BSJ = self.encoder.lattice_sites(
-            z_BD,
-            log_sigma_B.exp(),
-            c_BK,
-            self.base,
-            has_place=not self.config.translation_symmetric,
-        )
-        noise_BE = torch.cat([self.embedding(log_sigma_B), self.encoder.off_grid(c_BK)], dim=1)
-        value_B: Tensor = self.body(sites_BSJ, noise_BE)
-        return value_B
+    def _known(
+        self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Nats from known bounds and residuals (B,), and distances from the bounds (B, U)."""
+        if self.bounds is None and self.evidence is None:
+            return None, None
+        mean_BD, kept_BD = self.base.denoise(z_BD, log_sigma_B.exp(), c_BK)
+        known_B, near_BU = torch.zeros_like(log_sigma_B), None
+        if self.bounds is not None:
+            prior_BD = c_BK @ self.base.slope_DK.T
+            marginal_D = self.encoder.marginal_variance(self.base)
+            known_B, near_BU = self.bounds(mean_BD, kept_BD, prior_BD, marginal_D, self.base)
+        if self.evidence is not None:
+            known_B = known_B + self.evidence(mean_BD, log_sigma_B, c_BK, self.encoder)
+        return known_B, near_BU
 
     def _offset(self, log_sigma_B: Tensor) -> Tensor:
         """Nats added to the energy at each noise level, linear between levels, (B,)."""

@@ -13,11 +13,12 @@ from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, N
 from scf.models.frame import Symmetry
 from scf.models.lattice import levels_for
 from scf.models.noise import NoiseRange
-from scf.models.record import PERIODIC
+from scf.models.physics import constraints_for
+from scf.models.record import PERIODIC, RecordLayout
 from scf.models.record_energy import RecordEnergy
 from scf.training.checkpoint import Snapshot, load_energy
 from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
-from scf.training.data import TrainingData, seed_of
+from scf.training.data import TrainingData, model_rows, seed_of
 from scf.training.train_config import TrainConfig
 
 # Multiplications of one forward pass below which one thread is enough.
@@ -63,7 +64,11 @@ def starting_energy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights", 0))
         model = EnergyModel(data.layout, network, noise)
-    model.load_frame(frame, base)
+    size = data.layout.size
+    model.load_frame(frame, base, (data.moments.low[:size], data.moments.high[:size]))
+    if model.evidence is not None:
+        z_ND, c_NK, _ = model_rows(frame, data.rows if data.rows is not None else data.validation)
+        model.evidence.load(model.encoder, model.base, z_ND, c_NK, config.residual_weight)
     return RecordEnergy(data.layout, frame, model, noise, data.bank_MK), None
 
 
@@ -88,7 +93,13 @@ def network_for(
     if body == MLP:
         if config.symmetries:
             raise BodyDoesNotFit(f"symmetry {config.symmetry!r} is built into a lattice only")
-        return NetworkConfig(width=config.width, depth=config.depth, site_width=config.site_width)
+        return NetworkConfig(
+            width=config.width,
+            depth=config.depth,
+            site_width=config.site_width,
+            has_bounds=_has_bounds(config, data.layout, like),
+            evidence=_evidence(config, data.layout, like),
+        )
     is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
     if config.symmetry == "auto" and like is not None:
         is_same = like.translation_symmetric
@@ -102,7 +113,28 @@ def network_for(
         levels=levels_for(shape or ()),
         translation_symmetric=is_same or bool(config.symmetries),
         sign_symmetric="sign" in config.symmetries,
+        has_bounds=_has_bounds(config, data.layout, like),
+        evidence=_evidence(config, data.layout, like),
     )
+
+
+def _has_bounds(config: TrainConfig, layout: RecordLayout, like: NetworkConfig | None) -> bool:
+    """Whether known bounds of these fields go into the energy."""
+    if like is not None and config.bounds == "auto":
+        return like.has_bounds
+    names = [field.name for field in (*layout.modelled, *layout.given)]
+    modelled = {field.name for field in layout.modelled}
+    known = any(c.bound is not None and c.bound.field in modelled for c in constraints_for(names))
+    return known and config.bounds != "off"
+
+
+def _evidence(config: TrainConfig, layout: RecordLayout, like: NetworkConfig | None) -> str:
+    """Constraints on these fields whose residual goes into the energy; bounds do in any case."""
+    if like is not None:
+        return like.evidence
+    names = [field.name for field in (*layout.modelled, *layout.given)]
+    counted = [c.name for c in constraints_for(names) if c.bound is None]
+    return ",".join(counted) if config.residual_weight else ""
 
 
 def is_antithetic(config: TrainConfig, model: EnergyModel) -> bool:

@@ -42,6 +42,10 @@ class TrainConfig:
         symmetry: `none`, `translation`, `sign` or both with a comma: what is built into a lattice
             and its Gaussian (sign brings translation along). `auto` takes translation where the
             grid is periodic and the fossils' means and variances are the same at all sites.
+        bounds: `auto` builds known bounds (radiation is not negative) into the energy, `off` does
+            not.
+        residual_weight: Above 0, known residuals (`models/laws.py`) are a term of the energy: 1
+            takes each tolerance as a standard deviation. 0 leaves them to the data.
         batch_size: Fossils for one step.
         antithetic: `on`: half as many different fossils in a step, each with a noise and with its
             opposite. At small sigma what the noise does to the gradient cancels, so small sigma
@@ -90,6 +94,8 @@ class TrainConfig:
     field_width: int = 16
     field_depth: int = 1
     symmetry: str = "auto"
+    bounds: str = "auto"
+    residual_weight: float = 0.0
     batch_size: int = 128
     antithetic: str = "auto"
     learning_rate: float = 2e-3
@@ -132,6 +138,7 @@ class TrainConfig:
                 raise UsageError(f"{name} = {getattr(self, name)} must be above 0")
         for name in (
             "site_width",
+            "residual_weight",
             "weight_decay",
             "dual_weight",
             "ema_gamma",
@@ -151,6 +158,8 @@ class TrainConfig:
             raise UsageError(f"body {self.body!r} is not one of {', '.join(BODIES)}")
         if self.antithetic not in {"auto", "on", "off"}:
             raise UsageError(f"antithetic {self.antithetic!r} is not auto, on or off")
+        if self.bounds not in {"auto", "off"}:
+            raise UsageError(f"bounds {self.bounds!r} is not auto or off")
         if self.symmetry not in {"auto", "none"} and not self.symmetries <= set(SYMMETRIES):
             raise UsageError(
                 f"symmetry {self.symmetry!r} is not auto, none or of {', '.join(SYMMETRIES)}"
