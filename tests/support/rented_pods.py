@@ -11,6 +11,7 @@ from fakes.runpod.world import FakePod
 from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.storage.partitions import Folder
+from support.networks import Cable, new_cable
 from support.ssh_boxes import QUICK, Sshd, kill_marked, start_sshd
 
 CHEAP = Candidate("NVIDIA RTX A4000")
@@ -22,40 +23,55 @@ MARK = "SCF_TEST_POD"
 
 
 class RealPods:
-    """Starts an ssh server for a pod, with the keys that its order carries."""
+    """Starts an ssh server for a pod, with the keys that its order carries.
 
-    def __init__(self) -> None:
+    Args:
+        has_network: Each pod gets a network of its own, where that is allowed.
+    """
+
+    def __init__(self, *, has_network: bool = False) -> None:
         self.servers: dict[str, Sshd] = {}
+        self._has_network = has_network
+        self._cables: dict[str, Cable] = {}
 
     def start(self, pod: FakePod) -> tuple[str, int, str]:
         folder = Path(tempfile.mkdtemp(prefix="scf-pod-"))
+        cable = new_cable() if self._has_network else None
+        host = cable.there if cable else "127.0.0.1"
+        if cable is not None:
+            self._cables[pod.pod_id] = cable
         server = start_sshd(
             folder,
+            host=host,
+            netns=cable.name if cable else None,
+            is_pod=True,
             host_key=base64.b64decode(pod.env["SCF_SSH_HOST_KEY"]),
             authorised=pod.env["PUBLIC_KEY"],
-            environment={MARK: pod.pod_id},
+            environment={MARK: pod.pod_id, "OMP_NUM_THREADS": "1"},
         )
         self.servers[pod.pod_id] = server
-        return "127.0.0.1", server.port, "root"
+        return host, server.port, "root"
 
     def stop(self, pod: FakePod) -> None:
         if server := self.servers.pop(pod.pod_id, None):
             server.stop()
             kill_marked(f"{MARK}={pod.pod_id}")
+        if cable := self._cables.pop(pod.pod_id, None):
+            cable.remove()
 
 
-def real_provider(**arguments: Any) -> FakeRunpod:
-    pods = RealPods()
+def real_provider(*, has_network: bool = False, **arguments: Any) -> FakeRunpod:
+    pods = RealPods(has_network=has_network)
     return FakeRunpod(start=pods.start, stop=pods.stop, calls_per_minute=100_000, **arguments)
 
 
-def rental(tmp_path: Path, **changes: Any) -> RunpodSettings:
+def rental(**changes: Any) -> RunpodSettings:
     given = {
         "image": "worker@sha256:" + "0" * 64,
         "candidates": (CHEAP,),
         "look_s": 0.05,
         "visible_s": 0.6,
-        "root": str(tmp_path / "pod"),
+        "root": "workspace",
         "python": sys.executable,
     }
     return RunpodSettings(**(given | changes))
@@ -79,7 +95,7 @@ class Doors:
             self._client,
             Folder.at(self._tmp_path / "jobs"),
             home,
-            rental=rental(self._tmp_path, **changes),
+            rental=rental(**changes),
             purse=purse,
             settings=QUICK,
         )

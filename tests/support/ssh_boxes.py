@@ -93,6 +93,7 @@ def start_sshd(
     host_key: bytes | None = None,
     authorised: str | None = None,
     environment: Mapping[str, str] | None = None,
+    is_pod: bool = False,
 ) -> Sshd:
     """Start a server; the test is skipped, with the reason, where that cannot be had.
 
@@ -103,6 +104,7 @@ def start_sshd(
         host_key: Private host key; by default a new one.
         authorised: Public key that may log in; by default a new one, `id` in the folder.
         environment: Variables of whatever is run over ssh.
+        is_pod: Commands begin in `folder`, so that relative paths are this machine's own.
     """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     for program in ("sshd", "ssh", "ssh-keygen", "rsync"):
@@ -131,6 +133,7 @@ def start_sshd(
         "PermitRootLogin prohibit-password\nClientAliveInterval 2\nMaxStartups 100\nUseDNS no\n"
         # The login shell reads its start-up files there, and not those of whoever runs the tests.
         f"SetEnv HOME={folder}{more}\n"
+        + (f'ForceCommand cd {folder} && eval "$SSH_ORIGINAL_COMMAND"\n' if is_pod else "")
     )
     sshd = Sshd(folder, port, host, netns)
     sshd.start()

@@ -45,6 +45,7 @@ class TrainingSettings:
         max_steps: And here, whatever time is left.
         batch_size: Fossils for one optimiser step.
         device: `auto` takes cuda, then mps, then cpu.
+        checkpoint_every_s: Pause between checkpoints; a lost machine costs at most this much work.
         seed: Seeds initial weights, noise and order; the same seed gives the same run on CPU.
         held_out_fraction: Share of families that no run ever trains on.
         fresh_share: Share of each epoch for fossils that the champion was not trained on, against
@@ -58,6 +59,7 @@ class TrainingSettings:
     max_steps: int = 200_000
     batch_size: int = 128
     device: str = "auto"
+    checkpoint_every_s: float = 60.0
     seed: int = 0
     held_out_fraction: float = 0.15
     fresh_share: float = 0.0

@@ -260,6 +260,7 @@ class Conductor:
             or self._errands.pending(signs, tries_max=tries_max)
             or self._errands.waiting(tries_max=tries_max)
             or self.store.runs(ACTIVE)
+            or self._rooms.doors.is_giving_back
         )
         return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)
 
@@ -298,7 +299,8 @@ class Conductor:
         if self.operator.stopping == "now" and not self._is_stop_passed_on:
             self._is_stop_passed_on = True
             self._end_jobs(at_once=False)
-        return Tick(DaemonState.STOPPING, did, is_idle=not did and not self.has_running_jobs())
+        is_idle = not did and not self.has_running_jobs() and not self._any_doors().is_giving_back
+        return Tick(DaemonState.STOPPING, did, is_idle)
 
     def _end_jobs(self, *, at_once: bool) -> None:
         doors = self._any_doors()

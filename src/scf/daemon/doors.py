@@ -73,6 +73,11 @@ class Doors:
         """This machine, where everything is measured whatever the order says."""
         return self.get(LOCAL)
 
+    @property
+    def is_giving_back(self) -> bool:
+        """Whether some rented machine may still be there: nobody leaves before it is gone."""
+        return any(getattr(door, "is_giving_back", False) for door in self._open.values())
+
     def close(self) -> None:
         """Let go of all of them. Jobs go on, and are found again by whoever opens a door anew."""
         for door in self._open.values():

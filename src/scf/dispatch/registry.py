@@ -139,6 +139,7 @@ def _open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> Dispatcher:
         rental=rental_of(access),
         purse=access.purse,
         settings=settings,
+        owns_client=True,
     )
     door.resume()
     return door

@@ -140,6 +140,14 @@ class RemoteDoor:
         for job_id in self._records.open_jobs():
             self._follow(job_id)
 
+    @property
+    def is_giving_back(self) -> bool:
+        """Whether a rented machine may still be there, as far as this door looks after it."""
+        if not self._machine.is_rented:
+            return False
+        with self._followers_lock:
+            return any(thread.is_alive() for thread, _ in self._followers.values())
+
     def close(self, *, limit_s: float = 10.0) -> None:
         """End the followers, not the jobs; another door, or another daemon, goes on with them."""
         self._closing.set()

@@ -40,6 +40,7 @@ class RunpodDoor(RemoteDoor):
         book: Where pods are written down; by default files in `home/runpod`.
         settings: How jobs are followed; by default this scf's own code is sent.
         clock: Time.
+        owns_client: `close` closes the client, too.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class RunpodDoor(RemoteDoor):
         book: PodBook | None = None,
         settings: FollowSettings | None = None,
         clock: Clock | None = None,
+        owns_client: bool = False,
     ) -> None:
+        self._client = client if owns_client else None
         self._pods = RentedPods(
             client,
             home,
@@ -70,6 +73,12 @@ class RunpodDoor(RemoteDoor):
             settings=settings or FollowSettings(code=home / "code"),
             clock=clock,
         )
+
+    def close(self, *, limit_s: float = 10.0) -> None:
+        """See `RemoteDoor.close`."""
+        super().close(limit_s=limit_s)
+        if self._client is not None:
+            self._client.close()
 
     def sweep(self) -> list[str]:
         """End our pods that no job needs: past their lease, or in no book. Returns their names."""

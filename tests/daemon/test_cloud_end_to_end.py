@@ -1,0 +1,151 @@
+"""The whole way, with nothing but the provider and the GPU stood in for.
+
+A real HTTP server with the provider's API, pods with sshd in networks of their own (root; else on
+loopback), rsync, the code as a wheel, real training and measuring on the CPU, and the daemon.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.runpod.server import FakeRunpod
+from scf.config import load_config
+from scf.core.clock import SystemClock
+from scf.daemon.allowance import Allowance
+from scf.daemon.scf_daemon import run_daemon
+from scf.dispatch.pod_record import PodFiles
+from scf.runs.state import State
+from scf.runs.store import RunStore
+from support.conducting import Works
+from support.gaussian_records import gaussian_points, write_points
+from support.rented_pods import real_provider
+from support.waiting import wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.torch]
+
+KEY = "rpa_CANARY0123456789abcdef"
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeRunpod]:
+    provider = real_provider(has_network=True, key=KEY)
+    with provider:
+        yield provider
+
+
+@pytest.fixture
+def works(tmp_path: Path, provider: FakeRunpod) -> Works:
+    works = Works(tmp_path)
+    drop_points(works, 600)
+    configure(works, provider, max_steps=150)
+    key_file = works.home / "runpod.key"
+    key_file.touch(mode=0o600)
+    key_file.write_text(KEY)
+    return works
+
+
+def drop_points(works: Works, num: int) -> None:
+    """Normal points, in families of ten, as somebody drops a file."""
+    path = works.root / "fossil_vault" / "drop" / "points.ndjson"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_points(path, gaussian_points(num), families=num // 10)
+    then = time.time() - 60
+    os.utime(path, (then, then))
+
+
+def configure(works: Works, provider: FakeRunpod, **training: float) -> None:
+    lines = "\n".join(f"{name} = {value}" for name, value in training.items())
+    (works.home / "scf.toml").write_text(
+        f'''
+root = "{works.root}"
+[daemon]
+settle_s = 0.0
+job_deadline_s = 120.0
+[training]
+preset = "tiny"
+device = "cpu"
+max_seconds = 60.0
+checkpoint_every_s = 0.5
+{lines}
+[doors]
+order = ["runpod"]
+[runpod]
+image = "worker@sha256:{"0" * 64}"
+gpus = ["NVIDIA RTX A4000"]
+python = "{sys.executable}"
+root = "workspace"
+look_s = 0.2
+visible_s = 2.0
+rest = "{provider.rest}"
+graphql = "{provider.graphql}"
+'''
+    )
+
+
+def test_from_records_to_a_promoted_generation_on_a_rented_pod(
+    works: Works, provider: FakeRunpod
+) -> None:
+    """Rented, sent, trained, brought back, measured, proven, promoted; the pod is gone, the bill in."""
+    talk: list[str] = []
+    config = load_config(works.home, environment={"OMP_NUM_THREADS": "1"})
+    run_daemon(config, until_idle=True, gear="SINGULARITY", talk=talk.append)
+
+    (run,) = works.runs()
+    assert run.state in {State.PROMOTED, State.RELEASED}, run.reason
+    assert works.generations() == ["ebdm_gen0001"]
+    store = RunStore.open(works.home, SystemClock())
+    train, measure = store.attempts(run.run_id)
+    store.close()
+    assert (train.door, measure.door) == ("runpod", "local")
+
+    # The pod is gone, and it was one.
+    wait_for(lambda: not provider.alive(), what="the pod to be given back")
+    (pod,) = provider.all_pods
+    # The bill is within what was promised before, which is within the cap.
+    spent = provider.spent_usd()
+    promise = Allowance(works.home, SystemClock()).of(train.attempt_id)
+    assert 0 < spent <= promise.max_usd <= config.runpod.max_usd_per_job
+    receipt = train.receipt
+    assert receipt["placement"]["pod_id"] == pod.pod_id
+    assert receipt["placement"]["code"].startswith("sha256:")
+    assert 0 < receipt["cost_usd"] <= promise.max_usd
+    wait_for(lambda: PodFiles(works.home / "runpod").all()[0].rented[0].until, what="its end")
+
+
+def test_a_pod_that_is_lost_in_mid_training_costs_minutes_not_the_run(
+    works: Works, provider: FakeRunpod
+) -> None:
+    """The next pod goes on from the last checkpoint that came back."""
+    configure(works, provider, max_steps=1_000_000)
+    settings = works.home / "scf.toml"
+    settings.write_text(settings.read_text().replace("max_seconds = 60.0", "max_seconds = 6.0"))
+    with works.process("--until-idle") as daemon:
+        run = works.wait_for_state(State.SUBMITTED, limit_s=60)
+        first = works.root / "system_cache" / "jobs" / f"{run.run_id}-train-ebdm-1"
+        steps = wait_for(
+            lambda: checkpoint_step(first), what="a checkpoint to come back", limit_s=90
+        )
+        provider.delete_by_hand(provider.all_pods[0].pod_id)
+
+        assert daemon.wait(timeout=200) == 0, (works.base / "daemon.err").read_text()
+
+    second = first.with_name(f"{run.run_id}-train-ebdm-2")
+    notes = [json.loads(line) for line in (second / "progress.ndjson").read_text().splitlines()]
+    # A run from the beginning would note step 1 first.
+    assert notes[0]["step"] > steps > 0
+    assert works.generations() == ["ebdm_gen0001"]
+    assert len(provider.all_pods) == 2
+    wait_for(lambda: not provider.alive(), what="the pods to be given back")
+
+
+def checkpoint_step(bundle: Path) -> int:
+    """Step of the newest checkpoint in a bundle; 0 while there is none."""
+    steps = [0]
+    for path in (bundle / "outputs").glob("checkpoint/**/state.json"):
+        steps.append(int(json.loads(path.read_text()).get("step", 0)))
+    return max(steps)
