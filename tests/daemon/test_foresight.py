@@ -50,7 +50,9 @@ def test_it_names_the_run_that_a_daemon_then_makes(works: Works) -> None:
 
     assert everything(works) == before
     assert (plan.what, plan.now) == ("plan", True)
-    assert "120 fresh fossils, a run starts at 64; 120 fossils in plan" in plan.why
+    assert (
+        "120 fresh fossils, a run starts at 64; 120 fossils, begins from random weights" in plan.why
+    )
     works.until_idle()
     (run,) = works.runs()
     assert run.run_id == plan.subject

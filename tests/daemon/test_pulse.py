@@ -110,7 +110,7 @@ def test_fresh_fossils_are_counted_from_the_journal_and_settle(
     assert pulse.look(is_hasty=True).is_settled
     clock.advance(2.0)
     assert pulse.look(is_hasty=False).is_settled
-    pulse.planned(pulse.journal_offset())
+    pulse.planned(pulse.prefix)
     with journal.open("ab") as file:
         file.write(line % (2, b"1" * 64, b"1" * 64))
 

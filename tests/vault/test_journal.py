@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scf.core import merkle
-from scf.core.errors import DriveError
+from scf.core.errors import DriveError, InputError
 from scf.daemon.setup import FoundryPlaces
 from scf.signing.keys import load_signer
 from scf.storage.instance_lock import AlreadyRunning, instance_lock
@@ -16,7 +16,7 @@ from scf.storage.partitions import MARKER_NAME, Drive, PartitionFull
 from scf.vault.journal import Vault, VaultReadOnly
 from scf.vault.manifest import manifest_path, read_manifest
 from scf.vault.shard import ShardDamaged, check_shard, leaf, read_shard
-from scf.vault.watcher import VaultWatcher
+from scf.vault.watcher import JournalPrefix, VaultWatcher, prefix_until, shards_root
 from support.fossils import fossil, write_fossils
 from support.processes import python_env
 
@@ -241,6 +241,41 @@ def test_the_watcher_sees_new_shards_once(vault: Vault) -> None:
     assert [entry.count for entry in watcher.fresh_entries()] == [1]
     assert not watcher.has_changed()
     assert watcher.fresh_entries() == []
+
+
+def test_a_prefix_has_the_same_root_however_it_was_read(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one go, shard by shard, from what was remembered, a few entries a call: one root."""
+    stepwise = VaultWatcher(vault.folder.path)
+    for index in range(7):
+        put(vault, [index])
+        assert [entry.count for entry in stepwise.fresh_entries()] == [1]
+        kept = json.loads(json.dumps(stepwise.prefix.to_json()))
+        stepwise = VaultWatcher(vault.folder.path, JournalPrefix.from_json(kept))
+        assert not stepwise.has_changed()
+    at_once = VaultWatcher(vault.folder.path)
+    at_once.fresh_entries()
+    monkeypatch.setattr("scf.vault.watcher.ENTRIES_MAX", 3)
+    in_parts = VaultWatcher(vault.folder.path)
+    assert [len(in_parts.fresh_entries()) for _ in range(4)] == [3, 3, 1, 0]
+
+    assert at_once.prefix == stepwise.prefix == in_parts.prefix
+    assert at_once.prefix.root == shards_root(entry.summary for entry in vault.entries())
+    assert (at_once.prefix.shards, at_once.prefix.fossils) == (7, 7)
+    middle = prefix_until(vault.folder.path, at_once.prefix.offset - 1)
+    assert middle.shards == 6
+    assert middle.root != at_once.prefix.root
+
+
+@pytest.mark.parametrize(
+    "harm", [{"offset": -1}, {"shards": 3}, {"peaks": ["00"]}, {"peaks": None}, {"fossils": 1.0}]
+)
+def test_a_prefix_that_is_none_is_refused(harm: dict[str, object]) -> None:
+    good = {"offset": 10, "shards": 1, "fossils": 1, "peaks": ["0" * 64]}
+    assert JournalPrefix.from_json(good).shards == 1
+    with pytest.raises(InputError):
+        JournalPrefix.from_json({**good, **harm})
 
 
 WRITE = """

@@ -362,7 +362,9 @@ def _plans(context: Context) -> "Iterator[tuple[str, str, BatchPlan]]":
     with reading_store(context.home) as store:
         for run in store.runs() if store is not None else []:
             assert store is not None
-            yield RUN, run.run_id, BatchPlan.from_json(store.plan(run.run_id))
+            # A run that was just noted has no plan yet, nor has it used anything.
+            if made := store.plan(run.run_id):
+                yield RUN, run.run_id, BatchPlan.from_json(made)
     for generation in Zoo.open(context.drive.folder("model_zoo")).generations():
         yield GENERATION, generation.name, read_plan(generation.path / "plan.json")
     for plan in sorted((context.drive.root / "release_history").glob("week-*/plan.json")):

@@ -293,6 +293,11 @@ def run_show(context: Context, run_id: str, fossils: bool, as_json: bool) -> Non
         attempts = store.attempts(run_id)
         plan = store.plan(run_id)
     if fossils:
+        if not plan:
+            raise NothingToDo(
+                f"{run_id} has no plan: {run.state}: {run.reason}",
+                remedy="A plan is made when a run leaves DISCOVERED.",
+            )
         _show_fossils(context, plan, as_json=as_json)
         return
     if as_json:

@@ -1,5 +1,6 @@
 """Settings as values: built once from scf.toml and the environment, checked once."""
 
+from scf.config.conducting import RunSettings, StartSettings, TuneSettings
 from scf.config.doors import DoorsSection, RunpodSection, SshSection
 from scf.config.home import find_home, record_home
 from scf.config.settings import (
@@ -16,9 +17,12 @@ __all__ = [
     "DoorsSection",
     "FoundryConfig",
     "GateSettings",
+    "RunSettings",
     "RunpodSection",
     "SshSection",
+    "StartSettings",
     "TrainingSettings",
+    "TuneSettings",
     "VaultSettings",
     "find_home",
     "load_config",

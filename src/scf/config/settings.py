@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scf.config.conducting import RunSettings, StartSettings, TuneSettings, conducting_rules
 from scf.config.doors import DoorsSection, RunpodSection, SshSection, door_rules
 from scf.core.errors import OperatorError, UsageError
 
@@ -121,6 +122,9 @@ class FoundryConfig:
     doors: DoorsSection = field(default_factory=DoorsSection)
     ssh: SshSection = field(default_factory=SshSection)
     runpod: RunpodSection = field(default_factory=RunpodSection)
+    start: StartSettings = field(default_factory=StartSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    tune: TuneSettings = field(default_factory=TuneSettings)
 
     def without_paths(self) -> dict[str, Any]:
         """Every setting but where things lie: what a release may show."""
@@ -145,6 +149,9 @@ _SECTIONS: dict[str, type] = {
     "doors": DoorsSection,
     "ssh": SshSection,
     "runpod": RunpodSection,
+    "start": StartSettings,
+    "run": RunSettings,
+    "tune": TuneSettings,
 }
 # Environment variables that go before a setting of [runpod].
 _ADDRESSES = {"SCF_RUNPOD_REST": "rest", "SCF_RUNPOD_GRAPHQL": "graphql"}
@@ -256,6 +263,7 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
          "more than 0"),
         ("[gate] alpha", config.gate.alpha, 0 < config.gate.alpha < 0.5, "between 0 and 0.5"),
         *door_rules(config.doors, config.ssh, config.runpod),
+        *conducting_rules(config.start, config.run, config.tune),
     ]  # fmt: skip
     for name, value, is_good, wanted in rules:
         if not is_good:

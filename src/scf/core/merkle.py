@@ -29,6 +29,24 @@ class TreeHasher:
         self.size = 0
         self._peaks: list[bytes] = []  # roots of perfect subtrees, largest first
 
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        """Roots of the perfect subtrees, largest first: with `size`, all there is to remember."""
+        return tuple(self._peaks)
+
+    @classmethod
+    def resumed(cls, size: int, peaks: Iterable[bytes]) -> "TreeHasher":
+        """A tree of `size` leaves that goes on from its `peaks`.
+
+        Raises:
+            ValueError: So many leaves have another number of peaks.
+        """
+        tree = cls()
+        tree.size, tree._peaks = size, list(peaks)
+        if size < 0 or size.bit_count() != len(tree._peaks):
+            raise ValueError(f"{len(tree._peaks)} peaks of a tree of {size}")
+        return tree
+
     def add(self, data: bytes) -> None:
         """Append a leaf by its data."""
         self.add_hash(leaf_hash(data))

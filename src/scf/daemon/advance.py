@@ -27,7 +27,7 @@ class Progress:
 
     Attributes:
         run: As it stands now.
-        moved: Whether something was recorded.
+        moved: Whether something was recorded, or a part of it done.
         waiting: What it waits for, if it waits; `attempt_id` if that is a job.
         full: Set where a disk had no room for it.
     """
@@ -60,7 +60,7 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
     cancels = bench.store.get(CANCELS, {})
     step = _try_stage(run, bench, log, is_cancelled=run.run_id in cancels)
     if isinstance(step, Wait):
-        return Progress(run, moved=False, waiting=step.reason, attempt_id=step.attempt_id)
+        return Progress(run, moved=step.goes_on, waiting=step.reason, attempt_id=step.attempt_id)
     now = bench.rooms.clock.now()
     if isinstance(step, Retry):
         tries = run.tries + step.counts
@@ -96,6 +96,8 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
         reason=step.reason,
     )
     talk(f"{run.run_id}: {step.to}: {step.reason}")
+    if moved.state not in ACTIVE:
+        bench.planner.forget(run.run_id)
     if run.run_id in cancels and moved.state not in ACTIVE:
         bench.store.set(CANCELS, {k: v for k, v in cancels.items() if k != run.run_id})
     return Progress(moved, moved=True)

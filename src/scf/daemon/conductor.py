@@ -32,11 +32,13 @@ from scf.daemon.doors import Doors, open_doors
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
+from scf.daemon.orient import moment_of
 from scf.daemon.pipeline import RECORDING, Bench
-from scf.daemon.pulse import Pulse
+from scf.daemon.pulse import Pulse, Signs
 from scf.daemon.rebuild import require_history
 from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
 from scf.daemon.survey import Survey
+from scf.daemon.triggers import Because, is_it_time
 from scf.daemon.waker import open_waker
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.job import JobPhase
@@ -242,17 +244,15 @@ class Conductor:
             return Tick(DaemonState.PAUSED, did, is_idle=not did and not self.has_running_jobs())
         signs = self._errands.pulse.look(is_hasty=self._is_hasty)
         settings = self._config.daemon
-        did = self._errands.run_all(
-            signs, min_fresh=settings.min_fresh_fossils, auto_release=settings.auto_release
-        )
+        because = self._is_it_time(signs)
+        did = signs.is_reading
+        did |= self._errands.run_all(signs, because, auto_release=settings.auto_release)
         did |= self._advance_runs(only_recording=False)
         full = self._full or self._errands.full
         if full is not None:
             raise full
         tries_max = settings.max_attempts
-        is_plan_due = (
-            signs.fresh_fossils >= settings.min_fresh_fossils or self._errands.is_asked_to_run
-        ) and "plan" not in self._errands.given_up(tries_max=tries_max)
+        is_plan_due = because.is_time and "plan" not in self._errands.given_up(tries_max=tries_max)
         self.operator.feel(len(signs.dropped) + signs.unsettled + is_plan_due + self._num_due)
         is_idle = not (
             did
@@ -263,6 +263,12 @@ class Conductor:
             or self._rooms.doors.is_giving_back
         )
         return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)
+
+    def _is_it_time(self, signs: Signs) -> Because:
+        assert self._errands is not None
+        moment = moment_of(self.store, signs, self._clock.now(), novelty=None)
+        settings = self._config
+        return is_it_time(moment, min_fresh=settings.daemon.min_fresh_fossils, start=settings.start)
 
     def _give_room(self, drive: Drive) -> None:
         """Write the budgets that the operator has set to the drive that they are about."""
@@ -323,6 +329,8 @@ class Conductor:
 
     def _drop_rooms(self) -> None:
         # The doors stay open: when the drive has gone, pods are still to be given back.
+        if self._errands is not None:
+            self._errands.bench.planner.close()
         self._holding.close()
         self._rooms = self._errands = None
 

@@ -14,7 +14,6 @@ from scf.core.errors import (
     DriveError,
     EmergencyLocked,
     InputError,
-    NothingToDo,
 )
 from scf.core.units import format_duration
 from scf.daemon.advance import BACKOFF_FIRST_S, backoff_s
@@ -25,6 +24,7 @@ from scf.daemon.pulse import Dropped, Pulse, Signs
 from scf.daemon.retention import CLEAN_EVERY_S, clean
 from scf.daemon.rooms import week_of
 from scf.daemon.survey import PRESSED_FROM, Survey, read_usage
+from scf.daemon.triggers import Because
 from scf.runs.record import Origin, Run
 from scf.runs.state import State
 from scf.storage.failpoint import failpoint
@@ -55,17 +55,17 @@ class Errands:
     _tries: dict[str, int] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
 
-    def run_all(self, signs: Signs, *, min_fresh: int, auto_release: bool) -> bool:
-        """One round: at most one file, one plan, one release. Whether anything was done."""
+    def run_all(self, signs: Signs, because: Because, *, auto_release: bool) -> bool:
+        """One round: at most one file, one intent, one release. Whether anything was done."""
         self.full = None
         did = self._try("audit", self.log_transitions)
         dropped = next((d for d in signs.dropped if self._is_due(f"ingest {d.name}")), None)
         if dropped is not None:
             did |= self._try(f"ingest {dropped.name}", lambda: self.ingest(dropped))
         elif self.is_asked_to_run and may_plan(self.bench.store):
-            did |= self._try("plan", self.plan_on_request)
-        elif signs.is_settled and signs.fresh_fossils >= min_fresh and may_plan(self.bench.store):
-            did |= self._try("plan", self.plan)
+            did |= self._try("plan", lambda: self.plan_on_request(because.reason))
+        elif signs.is_settled and because.is_time and may_plan(self.bench.store):
+            did |= self._try("plan", lambda: self.plan(because.reason))
         if auto_release:
             did |= self._try("release", self.release)
         if self.survey.is_due:
@@ -155,24 +155,22 @@ class Errands:
             self.survey.ask()
         return bool(removed)
 
-    def plan(self) -> bool:
-        """Make an intent out of what the vault holds."""
-        offset = self.pulse.journal_offset()
-        run, is_new = orient(self.bench.rooms, self.bench.store)
-        self.pulse.planned(offset)
+    def plan(self, because: str) -> bool:
+        """Note an intent about what the vault holds."""
+        prefix = self.pulse.prefix
+        run, is_new = orient(self.bench.rooms, self.bench.store, prefix, because)
+        self.pulse.planned(prefix)
         if is_new:
-            self.log.info("run.discovered", run=run.run_id, **run.facts)
-            self.talk(f"{run.run_id}: {run.state}: {describe(run)}")
+            self.log.info("run.discovered", run=run.run_id, because=because, **run.facts)
+            self.talk(f"{run.run_id}: {run.state}: {because}; {describe(run)}")
         return is_new
 
-    def plan_on_request(self) -> bool:
+    def plan_on_request(self, because: str) -> bool:
         """The operator asked for a run now: on what is there, however little is fresh."""
-        try:
-            if not self.plan():
-                self.talk("run-now: a run on just this was made before; see `scf runs`")
-        except (InputError, NothingToDo) as error:
-            self.log.warning("run_now.refused", error=str(error))
-            self.talk(f"run-now: not possible: {error}")
+        if not self.pulse.prefix.shards:
+            self.talk("run-now: not possible: the vault holds no fossils; `scf ingest PATH`")
+        elif not self.plan(because):
+            self.talk("run-now: a run on just this was made before; see `scf runs`")
         self.bench.store.set(RUN_NOW, None)
         return True
 

@@ -12,15 +12,16 @@ from scf.config import FoundryConfig
 from scf.control.control_file import ControlFile
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import Clock
-from scf.core.errors import DriveError, InputError, NothingToDo
+from scf.core.errors import DriveError, InputError, MissingTool, VerificationFailed
 from scf.daemon.advance import is_due
-from scf.daemon.commands import CANCELS, IS_PAUSED, RUN_NOW
+from scf.daemon.commands import CANCELS, IS_PAUSED
 from scf.daemon.errands import RELEASED_WEEK
-from scf.daemon.orient import may_plan, situation
+from scf.daemon.orient import may_plan, moment_of, situation
 from scf.daemon.pipeline import LOCAL_JOBS_MAX, RECORDING, STAGES
 from scf.daemon.pulse import Pulse, Signs
 from scf.daemon.rooms import Shelves, own_drive, week_of
 from scf.daemon.standing import reading_store
+from scf.daemon.triggers import is_it_time
 from scf.runs.record import Run
 from scf.runs.state import ACTIVE, State
 from scf.runs.store import RunStore
@@ -30,7 +31,7 @@ FILES_NAMED_MAX = 10
 
 # What the next stage of a run in this state is, in words.
 _NEXT = {
-    State.DISCOVERED: "check that the shards of its plan are in the vault as their manifests say",
+    State.DISCOVERED: "make its plan, and check that its shards are as their manifests say",
     State.VALIDATED: "choose a door",
     State.PLANNED: "start its training job",
     State.SUBMITTED: "wait for its training job, and take the checkpoint in",
@@ -90,14 +91,14 @@ def _intentions(shelves: Shelves, store: RunStore) -> Iterator[Intention]:
     settings = shelves.config.daemon
     pulse = Pulse(shelves.vault_folder, store, shelves.clock, settle_s=settings.settle_s)
     signs = pulse.look(is_hasty=False)
-    while pulse.is_looking:
+    while pulse.is_looking or signs.is_reading:
         signs = pulse.look(is_hasty=False)
     yield from _runs(shelves, store, is_paused=is_paused)
     if is_paused:
         yield Intention("nothing", "anything new", now=True, why="paused; `scf resume` goes on")
         return
     yield from _ingests(signs)
-    yield from _planning(shelves, store, signs)
+    yield from _planning(shelves, store, pulse, signs)
     if settings.auto_release:
         yield from _release(shelves, store)
 
@@ -140,32 +141,34 @@ def _ingests(signs: Signs) -> Iterator[Intention]:
         yield Intention("ingest", f"{signs.unsettled} files", now=False, why=why)
 
 
-def _planning(shelves: Shelves, store: RunStore, signs: Signs) -> Iterator[Intention]:
-    least = shelves.config.daemon.min_fresh_fossils
-    is_asked = store.get(RUN_NOW) is not None
-    why = f"{signs.fresh_fossils} fresh fossils, a run starts at {least}"
-    if is_asked:
-        why = "the operator asked for a run now"
-    elif signs.fresh_fossils < least:
+def _planning(shelves: Shelves, store: RunStore, pulse: Pulse, signs: Signs) -> Iterator[Intention]:
+    config = shelves.config
+    moment = moment_of(store, signs, shelves.clock.now(), novelty=None)
+    because = is_it_time(moment, min_fresh=config.daemon.min_fresh_fossils, start=config.start)
+    why = because.reason
+    if not because.is_time:
         if signs.fresh_fossils:
             yield Intention("plan", "a run", now=False, why=why)
         return
+    if not pulse.prefix.shards:
+        yield Intention("plan", "a run", now=False, why=f"{why}; the vault holds no fossils")
+        return
     try:
-        found = situation(shelves)
-    except (InputError, NothingToDo) as error:
-        yield Intention("plan", "a run", now=False, why=f"no plan can be made: {error}")
+        found = situation(shelves, pulse.prefix, store)
+    except (InputError, MissingTool, VerificationFailed) as error:
+        yield Intention("plan", "a run", now=False, why=f"{why}; not possible: {error}")
         return
     known = {run.run_id: run for run in store.runs()}.get(found.run_id)
     if known is not None:
         yield Intention("plan", found.run_id, now=False, why=f"it was made: {known.state}")
         return
     parent = found.facts["parent"]
-    why += f"; {found.facts['fossils']} fossils in plan {found.facts['plan_id'][:12]}, begins from "
+    why += f"; {found.facts['vault_fossils']} fossils, begins from "
     why += parent["generation"] if parent else "random weights"
     hurdles = [
         (not may_plan(store), "a run is under way"),
         (bool(signs.dropped), "files are ingested first"),
-        (not (_is_still(shelves) or is_asked), "the vault has changed within `settle_s`"),
+        (not (_is_still(shelves) or moment.is_asked), "the vault has changed within `settle_s`"),
     ]
     hurdle = next((text for holds, text in hurdles if holds), None)
     why += f"; waits: {hurdle}" if hurdle else ""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scf.core.canonical import canonical_json
 from scf.core.errors import BudgetExceeded, DoorUnavailable, InputError, VerificationFailed
 from scf.core.identity import sha256_hex
+from scf.daemon.planning import NoPlan, Planner
 from scf.daemon.rooms import Rooms
 from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import (
@@ -34,6 +35,9 @@ from scf.runs.record import Attempt, AttemptEnd, Run
 from scf.runs.state import State
 from scf.runs.store import RunStore
 
+if TYPE_CHECKING:
+    from scf.fertilization.batch_plan import BatchPlan
+
 TRAIN = "train_ebdm"
 MEASURE = "measure"
 CONTROL = "control"
@@ -42,6 +46,8 @@ EARLIER = "earlier"
 
 # Jobs that a door works on at a time: training takes all of a machine.
 LOCAL_JOBS_MAX = 1
+# Manifests that are read and verified in one go: some tenths of a second.
+SHARDS_PER_LOOK = 500
 # A worker ends its program at the deadline; one that is still there so much later is ended for it.
 DEADLINE_GRACE_S = 60.0
 # A job that was asked to end for a cancelled run may save its state for so long.
@@ -63,10 +69,14 @@ class Move:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to record: a job runs, or the door is taken."""
+    """Nothing to record: a job runs, or the door is taken.
+
+    `goes_on`: a part of the work is done, and the next part can be done at once.
+    """
 
     reason: str
     attempt_id: str | None = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ class Bench:
         max_attempts: Tries before a run is parked.
         seen_running: When each open attempt was first seen running by this daemon (monotonic).
         told_to_end: When each attempt of a cancelled run was told to end, likewise.
+        planner: Makes plans.
+        checking: The plan whose shards are being checked, and how many were.
     """
 
     rooms: Rooms
@@ -100,19 +112,39 @@ class Bench:
     max_attempts: int
     seen_running: dict[str, float] = field(default_factory=dict)
     told_to_end: dict[str, float] = field(default_factory=dict)
+    planner: Planner = field(init=False)
+    checking: "tuple[str, BatchPlan, int] | None" = None
+
+    def __post_init__(self) -> None:
+        self.planner = Planner(self.rooms, self.rooms.clock)
 
 
 Stage = Callable[[Run, Bench], Step]
 
 
 def validate(run: Run, bench: Bench) -> Step:
-    """DISCOVERED: is every shard of the plan in the vault, as the vault's key has signed it?"""
+    """DISCOVERED: make the plan; is every shard of it in the vault, as the vault's key has signed?
+
+    A part at a time: a large plan is made beside us, and so many shards are looked at in one go.
+    """
     from scf.fertilization.batch_plan import BatchPlan
     from scf.vault.manifest import manifest_path, read_manifest
 
+    if not bench.store.plan(run.run_id):
+        try:
+            made = bench.planner.plan(run)
+        except NoPlan as error:
+            bench.planner.forget(run.run_id)
+            return Move(State.QUARANTINED, str(error))
+        if made is None:
+            return Wait("its plan is being made")
+        run = bench.store.keep_plan(run, made.to_json(), facts=_plan_facts(made))
+        bench.planner.forget(run.run_id)
     keys = [bench.rooms.signer("vault").public_key]
-    plan = BatchPlan.from_json(bench.store.plan(run.run_id))
-    for shard in plan.shards:
+    if bench.checking is None or bench.checking[0] != run.run_id:
+        bench.checking = run.run_id, BatchPlan.from_json(bench.store.plan(run.run_id)), 0
+    _, plan, start = bench.checking
+    for shard in plan.shards[start : start + SHARDS_PER_LOOK]:
         path = bench.rooms.vault_folder / shard.path
         try:
             summary = read_manifest(manifest_path(path), keys)
@@ -122,7 +154,17 @@ def validate(run: Run, bench: Bench) -> Step:
         told = (summary.sha256, summary.size_bytes, summary.merkle_root)
         if told != (shard.sha256, size_bytes, shard.merkle_root):
             return Move(State.QUARANTINED, f"shard {shard.path} is not what the plan names")
-    return Move(State.VALIDATED, f"shards as their manifests say: {len(plan.shards)}")
+    done = start + SHARDS_PER_LOOK
+    if done < len(plan.shards):
+        bench.checking = run.run_id, plan, done
+        return Wait(f"{done} of {len(plan.shards)} shards are as their manifests say", goes_on=True)
+    bench.checking = None
+    reason = f"{plan.fossils} fossils; shards as their manifests say: {len(plan.shards)}"
+    return Move(State.VALIDATED, reason, facts=_plan_facts(plan))
+
+
+def _plan_facts(plan: "BatchPlan") -> dict[str, Any]:
+    return {"plan_id": plan.plan_id, "fossils": plan.fossils, "merkle_root": plan.merkle_root}
 
 
 def decide(run: Run, bench: Bench) -> Step:
@@ -405,6 +447,7 @@ def _judge(run: Run, attempt: Attempt, end: AttemptEnd, bench: Bench) -> Step:
         "measure_attempt": attempt.attempt_id,
         "gate": decision.to_json(),
         "dsm_loss": report.dsm_loss.mean if report.dsm_loss is not None else None,
+        "baseline_dsm_loss": report.baseline.mean,
     }
     to = State.VERIFIED if decision.promote else State.REJECTED
     return Move(to, "; ".join(decision.reasons), facts=facts, ends=end)
@@ -427,10 +470,11 @@ def _open_attempt(
     )
 
     def spec_of(attempt_id: str) -> dict[str, Any]:
+        budget = run.intent.get("budget", {})
         return JobSpec(
             job_id=attempt_id,
             kind=kind,
-            deadline_s=bench.rooms.config.daemon.job_deadline_s,
+            deadline_s=float(budget.get("seconds") or bench.rooms.config.daemon.job_deadline_s),
             config=dict(config or {}),
             inputs=inputs,
             vault=str(bench.rooms.vault_folder),

@@ -8,17 +8,27 @@ since a fossil is known by its CID.
 """
 
 import hashlib
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from scf.core.clock import Clock
+from scf.core.clock import Clock, parse_utc
+from scf.core.errors import InputError
 from scf.daemon.drops import Drops, Found
 from scf.runs.store import RunStore
-from scf.vault.watcher import VaultWatcher
+from scf.vault.journal import ShardEntry
+from scf.vault.watcher import JournalPrefix, VaultWatcher, prefix_until
 
 SCAN_INTERVAL_S = 5.0
 
+# The prefix of the journal that the last run was planned on.
+PLANNED = "pulse.planned"
+# What scf before intents named a prefix remembered of it: bytes alone.
 PLANNED_OFFSET = "pulse.planned_offset"
+# Of the fresh shards, so many are named: the newest.
+SHARDS_NAMED_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,21 @@ class Signs:
 
     Attributes:
         fresh_fossils: In the vault, and not in the last plan.
+        fresh_since: When the oldest of them was committed; None where there are none.
+        fresh_shards: The newest shards that they are in, oldest first.
         is_settled: The vault has been still for long enough to plan on it.
         dropped: Files to ingest now.
         unsettled: Files that are not still yet.
+        is_reading: The journal has more than was read in this look.
     """
 
     fresh_fossils: int
+    fresh_since: datetime | None
+    fresh_shards: tuple[str, ...]
     is_settled: bool
     dropped: tuple[Dropped, ...]
     unsettled: int
+    is_reading: bool = False
 
 
 class Pulse:
@@ -88,8 +104,10 @@ class Pulse:
         self._store = store
         self._clock = clock
         self._settle_s = settle_s
-        self._watcher = VaultWatcher(vault_folder, int(store.get(PLANNED_OFFSET, 0)))
+        self._watcher = VaultWatcher(vault_folder, _planned(vault_folder, store))
         self._fresh = 0
+        self._fresh_since: datetime | None = None
+        self._fresh_shards: deque[str] = deque(maxlen=SHARDS_NAMED_MAX)
         self._changed_at: float | None = None
         self._next_scan = 0.0
         self._drops = Drops(vault_folder, self._is_known)
@@ -103,7 +121,7 @@ class Pulse:
         """See what changed. `is_hasty`: somebody waits, so the vault need not settle first."""
         now = self._clock.monotonic()
         if self._watcher.has_changed():
-            self._fresh += sum(entry.count for entry in self._watcher.fresh_entries())
+            self._note_fresh(self._watcher.fresh_entries())
             self._changed_at = now
         if now >= self._next_scan:
             self._drops.begin(now)
@@ -116,19 +134,24 @@ class Pulse:
         still_for = float("inf") if self._changed_at is None else now - self._changed_at
         return Signs(
             fresh_fossils=self._fresh,
-            is_settled=is_hasty or still_for >= self._settle_s,
+            fresh_since=self._fresh_since,
+            fresh_shards=tuple(self._fresh_shards),
+            is_settled=(is_hasty or still_for >= self._settle_s) and not self._watcher.is_behind,
             dropped=self.dropped,
             unsettled=self._unsettled,
+            is_reading=self._watcher.is_behind,
         )
 
-    def journal_offset(self) -> int:
-        """How far the journal has been read: what a plan made now covers at least."""
-        return self._watcher.offset
+    @property
+    def prefix(self) -> JournalPrefix:
+        """The journal as far as it has been read: what a run noted now is about."""
+        return self._watcher.prefix
 
-    def planned(self, offset: int) -> None:
-        """A plan covers the journal up to `offset`: nothing before it is fresh any more."""
-        self._store.set(PLANNED_OFFSET, offset)
-        self._fresh = 0
+    def planned(self, prefix: JournalPrefix) -> None:
+        """A run is about `prefix`, all that was read: nothing in it is fresh any more."""
+        self._store.set(PLANNED, prefix.to_json())
+        self._fresh, self._fresh_since = 0, None
+        self._fresh_shards.clear()
 
     def ingested(self, dropped: Dropped) -> None:
         """`dropped` is dealt with; the next look goes on with the rest."""
@@ -142,6 +165,13 @@ class Pulse:
     def is_looking(self) -> bool:
         """Whether a pass over the dropped files is under way."""
         return self._drops.is_under_way
+
+    def _note_fresh(self, entries: Iterable[ShardEntry]) -> None:
+        for entry in entries:
+            self._fresh += entry.count
+            self._fresh_shards.append(entry.path)
+            if self._fresh_since is None:
+                self._fresh_since = _moment(entry.committed_at) or self._clock.now()
 
     def _is_known(self, found: Found) -> bool:
         known = self._store.origin(found.name)
@@ -175,3 +205,17 @@ class Pulse:
         self._unsettled = len(seen) - len(dropped)
         # A file that is nearly still is looked at again when it may be.
         self._look_again_at = now + min(SCAN_INTERVAL_S, max(self._settle_s, 0.1))
+
+
+def _planned(vault_folder: Path, store: RunStore) -> JournalPrefix:
+    kept = store.get(PLANNED)
+    if kept is not None:
+        return JournalPrefix.from_json(kept)
+    return prefix_until(vault_folder, int(store.get(PLANNED_OFFSET, 0)))
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return parse_utc(text)
+    except (InputError, ValueError):
+        return None

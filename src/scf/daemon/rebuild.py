@@ -23,8 +23,8 @@ from scf.core.errors import InputError, OperatorError
 from scf.core.identity import sha256_hex
 from scf.daemon.commands import GEAR, IS_PAUSED
 from scf.daemon.heartbeat import LOCK_NAME, STATE_NAME
-from scf.daemon.orient import make_intent
-from scf.daemon.pulse import PLANNED_OFFSET
+from scf.daemon.orient import train_config
+from scf.daemon.pulse import PLANNED
 from scf.daemon.rooms import own_drive
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.job import JobSpec
@@ -35,6 +35,7 @@ from scf.storage import durable
 from scf.storage.instance_lock import instance_lock
 from scf.storage.partitions import Drive
 from scf.vault.journal import read_journal
+from scf.vault.watcher import JournalPrefix, prefix_until
 
 _ATTEMPT = re.compile(r"(run-[0-9a-f]{12})-(train-ebdm|measure)-([0-9]+)")
 
@@ -128,7 +129,10 @@ def _from_audit(audit: AuditLog) -> dict[str, _Known]:
         found = known.setdefault(entry.subject, _Known())
         transition = _transition(entry, logged.index)
         found.transitions.append(transition)
-        found.facts.update(transition.details)
+        found.facts.update({k: v for k, v in transition.details.items() if k != "intent"})
+        told = transition.details.get("intent")
+        if isinstance(told, dict) and run_id_of(told) == entry.subject:
+            found.intent = told
     return known
 
 
@@ -160,23 +164,23 @@ def _add_plans(known: dict[str, _Known], drive: Drive, config: FoundryConfig) ->
         if sha256_hex(canonical_json(plan)) != found.facts.get("plan_id"):
             continue
         found.plan = plan
-        train_config = _json(path.with_name("train_config.json"))
-        if train_config:
-            found.intent = _matching(match[1], found, train_config)
+        settings = _json(path.with_name("train_config.json"))
+        if settings and found.intent is None:
+            found.intent = _matching(match[1], found, settings)
     for run_id, found in known.items():
         if found.intent is None and "plan_id" in found.facts:
-            current = make_intent(str(found.facts["plan_id"]), config.training, _parent(found))
-            found.intent = current if run_id_of(current) == run_id else None
+            found.intent = _matching(run_id, found, train_config(config.training))
 
 
-def _matching(run_id: str, found: _Known, train_config: dict[str, Any]) -> dict[str, Any] | None:
+def _matching(run_id: str, found: _Known, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """An intent of schema 1, which the audit log does not hold."""
     plan_id = str(found.facts.get("plan_id"))
     parent = _parent(found)
     intent = {
         "schema": "scf.intent/1",
         "kind": "train_ebdm",
         "plan_id": plan_id,
-        "config": train_config,
+        "config": settings,
         "parent": parent["checkpoint_digest"] if parent else None,
     }
     return intent if run_id_of(intent) == run_id else None
@@ -201,7 +205,9 @@ def _run(run_id: str, found: _Known) -> RebuiltRun:
 
 
 def _is_whole(run: RebuiltRun) -> bool:
-    return bool(run.plan) and "lost" not in run.intent
+    # Before it is validated, a run has no plan that could be lost: it is made again.
+    is_planned = bool(run.plan) or run.state is State.DISCOVERED
+    return is_planned and "lost" not in run.intent
 
 
 def _attempts(drive: Drive, runs: Mapping[str, RebuiltRun]) -> Iterator[RebuiltAttempt]:
@@ -250,7 +256,7 @@ def _exit_reason(bundle: Path) -> str:
 def _settings(home: Path, drive: Drive, runs: list[RebuiltRun]) -> dict[str, Any]:
     """Gear and pause as the daemon last showed them; the journal as far as it was planned on."""
     shown = _json(home / STATE_NAME)
-    settings: dict[str, Any] = {PLANNED_OFFSET: _planned_offset(drive, runs)}
+    settings: dict[str, Any] = {PLANNED: _planned(drive, runs).to_json()}
     if shown.get("is_paused") is True:
         settings[IS_PAUSED] = True
     if isinstance(shown.get("gear"), str):
@@ -258,15 +264,16 @@ def _settings(home: Path, drive: Drive, runs: list[RebuiltRun]) -> dict[str, Any
     return settings
 
 
-def _planned_offset(drive: Drive, runs: list[RebuiltRun]) -> int:
-    """Up to where every shard is in a plan that was made (and was not lost)."""
+def _planned(drive: Drive, runs: list[RebuiltRun]) -> JournalPrefix:
+    """Up to where every shard is in a run that was noted (and was not lost)."""
     planned = {shard["path"] for run in runs if run.plan for shard in run.plan["shards"]}
+    first = max((run.intent.get("vault", {}).get("shards", 0) for run in runs), default=0)
     offset = 0
-    for entry, end in read_journal(drive.root / "fossil_vault"):
-        if entry.path not in planned:
+    for number, (entry, end) in enumerate(read_journal(drive.root / "fossil_vault")):
+        if entry.path not in planned and number >= first:
             break
         offset = end
-    return offset
+    return prefix_until(drive.root / "fossil_vault", offset)
 
 
 def _replace(path: Path, fresh: Path, clock: Clock) -> Path | None:

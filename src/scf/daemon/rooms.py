@@ -56,20 +56,33 @@ class Shelves:
         """`fossil_vault` on the drive."""
         return self.drive.root / "fossil_vault"
 
-    def make_plan(self, parent: Mapping[str, Any] | None) -> "BatchPlan":
-        """A plan over all that the vault holds now; a child keeps what its parent held out."""
+    def make_plan(
+        self,
+        parent: Mapping[str, Any] | None,
+        *,
+        seed: int,
+        held_out_fraction: float,
+        fresh_share: float,
+        num_shards: int,
+    ) -> "BatchPlan":
+        """A plan over the first shards of the vault; a child keeps what its parent held out."""
         from scf.fertilization.batch_plan import BatchPlan, make_plan
         from scf.vault.journal import Vault
 
-        settings = self.config.training
         with Vault.open(self.drive, self.config.home) as vault:
             return make_plan(
                 vault,
-                seed=settings.seed,
-                held_out_fraction=settings.held_out_fraction,
+                seed=seed,
+                held_out_fraction=held_out_fraction,
                 parent=BatchPlan.from_json(parent) if parent is not None else None,
-                fresh_share=settings.fresh_share or None,
+                fresh_share=fresh_share or None,
+                num_shards=num_shards,
             )
+
+    def retracted_digest(self) -> str:
+        """A digest over the CIDs that were taken back, whatever was said about them."""
+        names = (path.stem for path in (self.vault_folder / "retracted").glob("b*.json"))
+        return sha256_hex("\n".join(sorted(names)).encode())
 
     def zoo(self) -> "Zoo":
         """The zoo of this drive."""

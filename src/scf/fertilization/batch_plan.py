@@ -7,6 +7,7 @@ Format: docs/formats/batch-plan.md.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,7 +179,23 @@ class CommittedShard(Protocol):
         """What identifies the shard."""
 
 
-class PlannedVault(Protocol):
+class PlannedShards(Protocol):
+    """What a plan asks about the fossils of some shards."""
+
+    def cids(self) -> Iterator[str]:
+        """Every CID, ascending."""
+
+    def families(self) -> Iterator[tuple[str, int]]:
+        """Every family with its number of fossils."""
+
+    def contains(self, cid: str) -> bool:
+        """Whether this fossil is there."""
+
+    def blocks_of(self, family: str) -> list[int]:
+        """The numbers `line // 64` at which fossils of this family stand in their shards."""
+
+
+class PlannedVault(PlannedShards, Protocol):
     """What a plan asks of a vault. `vault.journal.Vault` has it.
 
     Spelled out here because plans are also read on rented machines, where the vault itself, which
@@ -194,17 +211,8 @@ class PlannedVault(Protocol):
     def entries(self) -> Iterator[CommittedShard]:
         """The shards, in the order of their commits."""
 
-    def cids(self) -> Iterator[str]:
-        """Every CID, ascending."""
-
-    def families(self) -> Iterator[tuple[str, int]]:
-        """Every family with its number of fossils."""
-
-    def contains(self, cid: str) -> bool:
-        """Whether this fossil is there."""
-
-    def blocks_of(self, family: str) -> list[int]:
-        """The numbers `line // 64` at which fossils of this family stand in their shards."""
+    def within(self, shards: Iterable[str]) -> PlannedShards:
+        """The same questions about these shards alone."""
 
     def retracted(self) -> Collection[str]:
         """CIDs that were taken back."""
@@ -218,8 +226,11 @@ def make_plan(
     parent: BatchPlan | None = None,
     excluded: Iterable[str] = (),
     fresh_share: float | None = None,
+    num_shards: int | None = None,
 ) -> BatchPlan:
-    """Plan over all that the vault holds.
+    """Plan over all that the vault holds, or over its first `num_shards` shards.
+
+    A plan over the first shards is the same whatever was committed after them.
 
     With two families or more, at least one is held out and at least one is trained on. With a
     parent, the parent's seed is kept, and its threshold is kept or raised: a family that was held
@@ -233,30 +244,36 @@ def make_plan(
 
     Raises:
         NothingToDo: The vault holds no fossils.
+        PlanInvalid: It holds fewer shards than `num_shards`.
         NothingHeldOut: They are one family, and of one block of neighbours.
     """
     left_out = frozenset(excluded) | frozenset(vault.retracted())
     for _ in range(_TRIES):
         vault.refresh()
         size = vault.journal_size()
-        entries = list(vault.entries())
+        shards = [entry.summary for entry in itertools.islice(vault.entries(), num_shards)]
+        held: PlannedShards = vault
+        if num_shards is not None:
+            held = vault.within(shard.path for shard in shards)
         tree = TreeHasher()
-        for cid in vault.cids():
+        for cid in held.cids():
             if cid not in left_out:
                 tree.add(cid.encode("ascii"))
-        families = [name for name, _ in vault.families()]
-        if vault.journal_size() == size:
+        families = [name for name, _ in held.families()]
+        if num_shards is not None or vault.journal_size() == size:
             break
     else:
         raise OperatorError(
             "the vault grows faster than it can be planned over",
             remedy="Try again when the ingest beside this has ended.",
         )
+    if num_shards is not None and len(shards) < num_shards:
+        raise PlanInvalid(f"the vault has {len(shards)} shards, not {num_shards}")
     if tree.size == 0:
         raise NothingToDo("the vault holds no fossils", remedy="Take some in: `scf ingest PATH`.")
     split_seed = seed if parent is None else parent.seed
     known = parent.in_blocks if parent is not None else ()
-    units, in_blocks = split_units(families, vault.blocks_of, known=known)
+    units, in_blocks = split_units(families, held.blocks_of, known=known)
     if len(units) < 2:
         raise NothingHeldOut(tree.size)
     below = held_out_threshold(
@@ -269,19 +286,19 @@ def make_plan(
     if parent is not None:
         below = max(below, parent.held_out_below)
     return BatchPlan(
-        shards=tuple(entry.summary for entry in entries),
+        shards=tuple(shards),
         fossils=tree.size,
         merkle_root=tree.root().hex(),
         seed=split_seed,
         held_out_below=below,
-        excluded=tuple(sorted(cid for cid in left_out if vault.contains(cid))),
+        excluded=tuple(sorted(cid for cid in left_out if held.contains(cid))),
         in_blocks=in_blocks,
-        mixture=_fresh_and_replay(entries, parent, fresh_share),
+        mixture=_fresh_and_replay(shards, parent, fresh_share),
     )
 
 
 def _fresh_and_replay(
-    entries: Sequence[CommittedShard], parent: BatchPlan | None, fresh_share: float | None
+    shards: Sequence[PlanShard], parent: BatchPlan | None, fresh_share: float | None
 ) -> FreshAndReplay | None:
     if parent is None or fresh_share is None:
         return None
@@ -289,9 +306,9 @@ def _fresh_and_replay(
         raise ValueError(f"a share of fresh fossils of {fresh_share} is not between 0 and 1")
     # The journal only grows, so the parent's shards are the first ones.
     known = {shard.sha256 for shard in parent.shards}
-    replay = [entry.summary.sha256 in known for entry in entries]
+    replay = [shard.sha256 in known for shard in shards]
     count = sum(replay)
-    if count in {0, len(entries)} or not all(replay[:count]):
+    if count in {0, len(shards)} or not all(replay[:count]):
         return None
     return FreshAndReplay(count, fresh_share)
 

@@ -9,8 +9,8 @@ from typing import Any
 from scf.core.canonical import canonical_json
 from scf.core.identity import sha256_hex
 from scf.runs.record import to_text
+from scf.runs.schema import MIGRATIONS
 from scf.runs.state import State
-from scf.runs.store import MIGRATIONS
 from scf.storage import durable
 from scf.storage.database import open_database, transaction
 

@@ -42,8 +42,8 @@ _CANCELLED = {_S.CANCELLED: "the operator asked for its end, and no job of it ru
 MOVES: Mapping[State, Mapping[State, str]] = MappingProxyType(
     {
         _S.DISCOVERED: {
-            _S.VALIDATED: "every shard of its plan is in the vault as its manifest says",
-            _S.QUARANTINED: "a shard of its plan is missing or is not what its manifest says",
+            _S.VALIDATED: "its plan is made, and every shard is in the vault as its manifest says",
+            _S.QUARANTINED: "it cannot be planned, or a shard is not as its manifest says",
             _S.FAILED: "it could not be validated within its tries",
             **_CANCELLED,
         },

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scf.core.canonical import canonical_json
-from scf.core.clock import Clock, utc_text
+from scf.core.clock import Clock, parse_utc, utc_text
 from scf.core.errors import BudgetExceeded, OperatorError, UsageError
 from scf.core.identity import sha256_hex
 from scf.runs.record import (
@@ -36,74 +36,13 @@ from scf.runs.record import (
     to_text,
     transition_of,
 )
+from scf.runs.schema import MIGRATIONS
 from scf.runs.state import FORWARD, MoveRefused, State, check_move
 from scf.storage.database import open_database, transaction
 from scf.storage.failpoint import failpoint
 
 DATABASE_NAME = "runs.db"
 RUNS_REMEMBERED_MAX = 64
-
-MIGRATIONS = (
-    """
-    CREATE TABLE runs (
-        run_id TEXT PRIMARY KEY,
-        intent_hash TEXT NOT NULL UNIQUE,
-        intent TEXT NOT NULL,            -- JSON: what is to be made, and out of what
-        plan TEXT NOT NULL,              -- JSON: the batch plan
-        state TEXT NOT NULL,
-        reason TEXT NOT NULL,            -- why it stands where it stands
-        tries INTEGER NOT NULL,          -- failures since it last got further
-        not_before TEXT,                 -- RFC 3339: leave it alone until then
-        facts TEXT NOT NULL,             -- JSON: what its stages found out
-        created_at TEXT NOT NULL,
-        updated_at TEXT NOT NULL
-    );
-    CREATE INDEX runs_by_state ON runs (state);
-    CREATE TABLE attempts (
-        attempt_id TEXT PRIMARY KEY,     -- also the job's id
-        run_id TEXT NOT NULL REFERENCES runs (run_id),
-        kind TEXT NOT NULL,
-        number INTEGER NOT NULL,
-        door TEXT NOT NULL,
-        spec TEXT NOT NULL,              -- JSON
-        opened_at TEXT NOT NULL,
-        closed_at TEXT,
-        exit_reason TEXT,
-        receipt TEXT,                    -- JSON: how it ended, where it was, what it took
-        UNIQUE (run_id, kind, number)
-    );
-    CREATE UNIQUE INDEX one_open_attempt ON attempts (run_id, kind) WHERE closed_at IS NULL;
-    CREATE TABLE transitions (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        run_id TEXT NOT NULL REFERENCES runs (run_id),
-        from_state TEXT,
-        to_state TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        details TEXT NOT NULL,           -- JSON
-        at TEXT NOT NULL,
-        audit_index INTEGER
-    );
-    CREATE INDEX transitions_by_run ON transitions (run_id);
-    CREATE INDEX transitions_unaudited ON transitions (seq) WHERE audit_index IS NULL;
-    CREATE TABLE acks (
-        id TEXT PRIMARY KEY,
-        seq INTEGER NOT NULL UNIQUE,
-        status TEXT NOT NULL,
-        message TEXT NOT NULL,
-        at TEXT NOT NULL
-    );
-    CREATE TABLE origins (
-        path TEXT PRIMARY KEY,           -- of a file that was ingested, relative to fossil_vault
-        size_bytes INTEGER NOT NULL,
-        mtime_ns INTEGER NOT NULL,
-        sha256 TEXT NOT NULL,
-        outcome TEXT NOT NULL,           -- JSON
-        at TEXT NOT NULL
-    );
-    CREATE INDEX origins_by_digest ON origins (sha256);
-    CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-    """,
-)
 
 
 class StateDamaged(OperatorError):
@@ -132,6 +71,7 @@ class RunStore:
         # was read stays true until its next write.
         self._settings: dict[str, Any] | None = None
         self._resting: dict[tuple[State, ...], list[Run]] = {}
+        self._last_run_at: datetime | None = None
 
     @classmethod
     def open(cls, home: Path, clock: Clock) -> "RunStore":
@@ -169,24 +109,51 @@ class RunStore:
     # --- runs ---
 
     def add_run(
-        self, intent: Mapping[str, Any], plan: Mapping[str, Any], *, facts: Mapping[str, Any]
+        self,
+        intent: Mapping[str, Any],
+        plan: Mapping[str, Any] | None = None,
+        *,
+        facts: Mapping[str, Any],
+        reason: str = "fresh fossils",
+        sets: Mapping[str, Any] | None = None,
     ) -> tuple[Run, bool]:
-        """Note an intent. The same intent is the same run: returns (run, whether it is new)."""
+        """Note an intent. The same intent is the same run: returns (run, whether it is new).
+
+        Args:
+            intent: What is to be made; entered in the audit log with its transition.
+            plan: Its batch plan, if it is known already.
+            facts: What is known of it.
+            reason: Why now.
+            sets: Settings that become true together with it, whether or not it is new.
+        """
         digest = sha256_hex(canonical_json(intent))
         run_id = run_id_of(intent)
         known = self._db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if known is not None:
             assert known["intent_hash"] == digest, f"two intents share the name {run_id}"
-            return run_of(known), False
         now = self._now()
         with self._commit():
+            for key, value in (sets or {}).items():
+                self._set(key, value)
+            if known is None:
+                self._db.execute(
+                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, 0, NULL, ?, ?, ?)",
+                    (run_id, digest, to_text(intent), to_text(plan or {}), State.DISCOVERED,
+                     reason, to_text(facts), now, now),
+                )  # fmt: skip
+                told = {**facts, "intent": dict(intent)}
+                self._note(run_id, None, State.DISCOVERED, reason, told, now)
+                self._last_run_at = None
+        return self.run(run_id), known is None
+
+    def keep_plan(self, run: Run, plan: Mapping[str, Any], *, facts: Mapping[str, Any]) -> Run:
+        """Keep the batch plan that was made for a run, which stays in its state."""
+        with self._commit():
             self._db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, 0, NULL, ?, ?, ?)",
-                (run_id, digest, to_text(intent), to_text(plan), State.DISCOVERED,
-                 "fresh fossils", to_text(facts), now, now),
-            )  # fmt: skip
-            self._note(run_id, None, State.DISCOVERED, "fresh fossils", facts, now)
-        return self.run(run_id), True
+                "UPDATE runs SET plan = ?, facts = ?, updated_at = ? WHERE run_id = ?",
+                (to_text(plan), to_text({**run.facts, **facts}), self._now(), run.run_id),
+            )
+        return self.run(run.run_id)
 
     def run(self, run_id: str) -> Run:
         """Raises UsageError when there is no such run."""
@@ -210,13 +177,20 @@ class RunStore:
             self._resting[key] = found
         return list(found)
 
+    def last_run_at(self) -> datetime | None:
+        """When the newest run was noted; None before the first."""
+        if self._last_run_at is None:
+            (newest,) = self._db.execute("SELECT max(created_at) FROM runs").fetchone()
+            self._last_run_at = None if newest is None else parse_utc(newest)
+        return self._last_run_at
+
     def counts(self) -> dict[str, int]:
         """How many runs stand in each state that has any."""
         rows = self._db.execute("SELECT state, count(*) AS n FROM runs GROUP BY state").fetchall()
         return {row["state"]: row["n"] for row in rows}
 
     def plan(self, run_id: str) -> dict[str, Any]:
-        """The run's batch plan."""
+        """The run's batch plan; empty until it is made."""
         row = self._db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise UsageError(f"no run {run_id!r}", remedy="`scf runs` lists them.")

@@ -5,7 +5,7 @@ the vault. It belongs to one drive: another drive's journal makes it start anew.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +172,19 @@ class Index:
         for (cid,) in self._db.execute("SELECT cid_text(digest) AS cid FROM fossils ORDER BY cid"):
             yield cid
 
+    def within(self, shards: Iterable[str]) -> "IndexPart":
+        """The same questions about these shards alone; one choice at a time."""
+        self._db.executescript(
+            "DROP TABLE IF EXISTS temp.chosen; CREATE TEMP TABLE chosen (id INTEGER PRIMARY KEY);"
+        )
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT OR IGNORE INTO temp.chosen SELECT id FROM shards WHERE path = ?",
+            ((path,) for path in shards),
+        )
+        self._db.execute("COMMIT")
+        return IndexPart(self._db)
+
     def shard_paths(self) -> set[str]:
         """The shards that the index knows."""
         return {path for (path,) in self._db.execute("SELECT path FROM shards")}
@@ -184,6 +197,44 @@ class Index:
         self._db.execute("INSERT OR IGNORE INTO shards (path) VALUES (?)", (path,))
         row = self._db.execute("SELECT id FROM shards WHERE path = ?", (path,)).fetchone()
         return int(row[0])
+
+
+class IndexPart:
+    """What the index knows of some shards, whatever others are committed meanwhile."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def contains(self, cid: str) -> bool:
+        """Whether one of the shards holds this fossil."""
+        row = self._db.execute(
+            "SELECT 1 FROM fossils WHERE digest = ? AND shard IN temp.chosen", (cid_digest(cid),)
+        ).fetchone()
+        return row is not None
+
+    def families(self) -> Iterator[tuple[str, int]]:
+        """Each family with its number of fossils, by name."""
+        query = (
+            "SELECT name, COUNT(*) FROM fossils JOIN families ON families.id = family"
+            " WHERE shard IN temp.chosen GROUP BY family ORDER BY name"
+        )
+        yield from map(tuple, self._db.execute(query))
+
+    def blocks_of(self, family: str) -> list[int]:
+        """The numbers `line // 64` at which fossils of this family stand, ascending."""
+        query = (
+            "SELECT DISTINCT line / ? AS block FROM fossils WHERE shard IN temp.chosen"
+            " AND family = (SELECT id FROM families WHERE name = ?) ORDER BY block"
+        )
+        return [int(block) for (block,) in self._db.execute(query, (FAMILY_BLOCK, family))]
+
+    def cids(self) -> Iterator[str]:
+        """Every CID, ascending."""
+        query = (
+            "SELECT cid_text(digest) AS cid FROM fossils WHERE shard IN temp.chosen ORDER BY cid"
+        )
+        for (cid,) in self._db.execute(query):
+            yield cid
 
 
 def _root(db: sqlite3.Connection, query: str) -> str:

@@ -7,7 +7,7 @@ what a crash left between any two; the index catches up whenever the vault is op
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from scf.storage.failpoint import failpoint
 from scf.storage.instance_lock import instance_lock
 from scf.storage.partitions import Drive, Folder
 from scf.vault.fossil import Fossil
-from scf.vault.index import Index, Location
+from scf.vault.index import Index, IndexPart, Location
 from scf.vault.manifest import (
     PAYLOAD_TYPE,
     manifest_path,
@@ -172,6 +172,10 @@ class Vault:
     def cids(self) -> Iterator[str]:
         """Every CID, ascending: the leaves of the fossils' root."""
         return self._index.cids()
+
+    def within(self, shards: Iterable[str]) -> IndexPart:
+        """What the index knows of these shards alone (paths as in the journal)."""
+        return self._index.within(shards)
 
     # Writing
 

@@ -1,0 +1,96 @@
+"""Settings of the conductor's judgement: when a run starts, what it may take, what it may try."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """What starts a run before `[daemon] min_fresh_fossils` are there. 0 and "" leave a rule out.
+
+    Each needs at least one fresh fossil; a run on nothing new is asked for with `scf run-now`.
+
+    Attributes:
+        fresh_age_h: A fresh fossil has waited so many hours.
+        novel_share: This share of the fresh fossils is stranger to the champion than 99 of 100
+            fossils that it was measured on (0.01 would be usual). Asked of a short job.
+        novel_fossils_min: Fewer fresh fossils are not asked about.
+        schedule: `every 7 days`, `every 12 hours`, or five fields as in a crontab (UTC).
+    """
+
+    fresh_age_h: float = 0.0
+    novel_share: float = 0.0
+    novel_fossils_min: int = 8
+    schedule: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What one run may take, trying again included where a door measures it. 0 is no limit.
+
+    Attributes:
+        usd_max: A door at whose price the job could cost more is not used.
+        seconds_max: A job is ended after this long, if that is less than `job_deadline_s`.
+        joules_max: A door whose power could make it more, or is unknown, is not used.
+        within_h: Doors that would not be done by then are used only where no other is left.
+    """
+
+    usd_max: float = 0.0
+    seconds_max: float = 0.0
+    joules_max: float = 0.0
+    within_h: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """Which settings of training are proposed from past attempts (needs the extra `[tune]`).
+
+    A pair of equal bounds leaves a setting as it is.
+
+    Attributes:
+        enabled: Whether anything is proposed.
+        learning_rate_min: Bounds of `learning_rate`; tried on a logarithmic scale.
+        learning_rate_max: Likewise.
+        weight_decay_min: Bounds of `weight_decay`.
+        weight_decay_max: Likewise.
+        batch_size_min: Bounds of `batch_size`; powers of two between them are tried.
+        batch_size_max: Likewise.
+        first_random: So many runs are spread over the bounds before past ones guide.
+    """
+
+    enabled: bool = False
+    learning_rate_min: float = 5e-4
+    learning_rate_max: float = 8e-3
+    weight_decay_min: float = 0.05
+    weight_decay_max: float = 1.0
+    batch_size_min: int = 64
+    batch_size_max: int = 256
+    first_random: int = 4
+
+
+Rule = tuple[str, object, bool, str]
+
+
+def conducting_rules(start: StartSettings, run: RunSettings, tune: TuneSettings) -> list[Rule]:
+    """(name, value, whether it is good, what is wanted) of each value that can be wrong."""
+    from scf.config.schedule import Schedule
+
+    limits = [
+        (f"[run] {name}", getattr(run, name), getattr(run, name) >= 0, "0 or more")
+        for name in ("usd_max", "seconds_max", "joules_max", "within_h")
+    ]
+    pairs = [
+        ("learning_rate", tune.learning_rate_min, tune.learning_rate_max),
+        ("weight_decay", tune.weight_decay_min, tune.weight_decay_max),
+        ("batch_size", tune.batch_size_min, tune.batch_size_max),
+    ]
+    return [
+        ("[start] fresh_age_h", start.fresh_age_h, start.fresh_age_h >= 0, "0 or more"),
+        ("[start] novel_share", start.novel_share, 0 <= start.novel_share <= 1, "from 0 to 1"),
+        ("[start] novel_fossils_min", start.novel_fossils_min, start.novel_fossils_min > 0,
+         "more than 0"),
+        ("[start] schedule", start.schedule, Schedule.is_one(start.schedule), Schedule.FORMS),
+        *limits,
+        *((f"[tune] {name}_min", low, 0 < low <= high, f"above 0, at most {name}_max = {high!r}")
+          for name, low, high in pairs),
+        ("[tune] first_random", tune.first_random, tune.first_random > 0, "more than 0"),
+    ]  # fmt: skip
