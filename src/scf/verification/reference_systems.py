@@ -100,6 +100,20 @@ class GaussianMixture:
         means = radius * np.stack((np.cos(angle), np.sin(angle)), axis=1)
         return cls(means, np.full(num, width), weights / weights.sum())
 
+    @classmethod
+    def cloud(cls, size: int, *, num: int = 6, seed: int = 0) -> "GaussianMixture":
+        """Modes in `size` dimensions, each number of variance about 1 in all; unequal everything.
+
+        Means lie about six widths apart whatever the dimension, so that modes are separate but each
+        can be reached; widths from 0.4 to 0.8 and weights 1, 2, ..., num (normalised).
+        """
+        rng = np.random.default_rng(seed)
+        means = rng.standard_normal((num, size))
+        apart = np.sqrt(2 * size)  # mean distance of two such points
+        means = means * min(1.0, 3.6 / apart)
+        weights = np.arange(1.0, num + 1)
+        return cls(means, np.linspace(0.4, 0.8, num), weights / weights.sum())
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.means.shape[1:]
@@ -126,6 +140,11 @@ class GaussianMixture:
         pull_NKD = (self.means - x[:, None]) / (self.widths**2 + sigma**2)[:, None]
         score: Array = (share_NK[..., None] * pull_NKD).sum(axis=1)
         return score
+
+    def likeliest(self, x: Array) -> NDArray[np.int64]:
+        """The mode that each point most probably came from, (N,)."""
+        chosen: NDArray[np.int64] = self._log_terms(x, 0.0).argmax(axis=1)
+        return chosen
 
     def _log_terms(self, x: Array, sigma: float) -> Array:
         variance_K = self.widths**2 + sigma**2
