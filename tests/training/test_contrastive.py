@@ -92,7 +92,7 @@ def test_judge_tells_the_truth_from_a_damaged_energy() -> None:
 
 def test_chains_settle_in_the_asked_acceptance() -> None:
     """From a far too long step the acceptance comes to 0.5-0.7, and chains follow the energy."""
-    energy, rows = gaussian_model()
+    energy, _ = gaussian_model()
     start = 3 * torch.randn(200, 2, generator=generator())
     buffer = ReplayBuffer(0.3, start, start[:, :0])
     buffer.step_size, draws = 4.0, generator()
