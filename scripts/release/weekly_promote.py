@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from scf.cli.evidence import release_make
+from scf.cli.evidence_release import release_make
 from scf.cli.main import say_error
 from scf.core.errors import ScfError
 

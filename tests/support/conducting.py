@@ -14,6 +14,7 @@ from scf.cli.main import run as scf_command
 from scf.config import FoundryConfig, load_config
 from scf.core.clock import Clock, SystemClock
 from scf.daemon.heartbeat import is_running
+from scf.daemon.rooms import OpenDoor
 from scf.daemon.scf_daemon import Conductor, Tick, run_daemon
 from scf.daemon.setup import initialise
 from scf.dispatch.dispatcher import Dispatcher
@@ -140,13 +141,19 @@ class Works:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     @contextmanager
-    def conductor(self, clock: Clock | None = None, *, is_hasty: bool = True):
+    def conductor(
+        self,
+        clock: Clock | None = None,
+        *,
+        is_hasty: bool = True,
+        open_door: OpenDoor = open_tiny_door,
+    ):
         """A conductor to be ticked by hand."""
         talk: list[str] = []
         made = Conductor(
             self.config,
             clock=clock or SystemClock(),
-            open_door=open_tiny_door,
+            open_door=open_door,
             talk=talk.append,
             is_hasty=is_hasty,
         )

@@ -12,12 +12,14 @@ from scf.cli.common import Context, common_options, emit, json_option
 from scf.core.errors import InputError, NothingToDo, UsageError
 
 if TYPE_CHECKING:
+    from scf.audit.log import AuditLog
     from scf.fertilization.batch_plan import BatchPlan
     from scf.fertilization.primordial_soup import IngestProgress
     from scf.fertilization.taint import Use
     from scf.vault.fossil import Fossil
     from scf.vault.index import Location
     from scf.vault.journal import Vault
+    from scf.zoo.taint import Proposal
 
 
 @click.command()
@@ -269,18 +271,22 @@ def fossil_retract(
     with _open_vault(context, to_write=True) as vault:
         retraction = vault.retract(cid, str(reason))
         location = vault.locate(cid)
+        proposal = _mark_zoo(context, vault, audit)
     assert location is not None
     tainted = [use.to_json() for use in _uses(context, location)]
     details = {"reason": retraction.reason, "retracted_at": retraction.retracted_at}
     audit.append("fossil.retracted", cid, details, key=f"fossil.retracted/{cid}")
     if as_json:
-        emit({"cid": cid, **details, "tainted": tainted})
+        rollback = proposal and proposal.to_json()
+        emit({"cid": cid, **details, "tainted": tainted, "proposal": rollback})
         return
     click.echo(f"retracted   {cid}: {retraction.reason}")
     for use in tainted:
         click.echo(f"tainted     {use['kind']} {use['name']} ({use['split']})")
     if not tainted:
         click.echo("tainted     nothing was made from it")
+    if proposal is not None:
+        click.echo(f"proposed    {proposal.sentence()}")
 
 
 @fossil.command("export")
@@ -322,6 +328,29 @@ def fossil_export(
         return
     for one in exported:
         click.echo(f"{one.path}: {one.fossils:,} fossils")
+
+
+def _mark_zoo(context: Context, vault: "Vault", audit: "AuditLog") -> "Proposal | None":
+    """Note which generations are tainted now, and log the rollback that this suggests."""
+    from scf.core.clock import SystemClock
+    from scf.zoo.registry import Zoo
+    from scf.zoo.taint import mark_tainted, propose, read_taints
+
+    zoo = Zoo.open(context.drive.folder("model_zoo"))
+    marked = mark_tainted(zoo, vault, SystemClock())
+    for taint in marked:
+        about = {"cid": taint.cid, "split": taint.split, "reason": taint.reason}
+        key = f"zoo.tainted/{taint.generation}/{taint.cid}"
+        audit.append("zoo.tainted", taint.generation, about, key=key)
+    proposal = propose(zoo, read_taints(zoo.folder))
+    if proposal is not None and marked:
+        audit.append(
+            "zoo.rollback_proposed",
+            proposal.generation,
+            {"target": proposal.target, "cids": list(proposal.cids)[:100]},
+            key=f"zoo.rollback_proposed/{proposal.generation}/{len(proposal.cids)}",
+        )
+    return proposal
 
 
 def _open_vault(context: Context, *, to_write: bool) -> "Vault":

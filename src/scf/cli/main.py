@@ -38,11 +38,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "score": ("models", "score", "Energy of each fossil under a model."),
     "sample": ("models", "sample", "Draw samples from a model."),
     "verify-science": ("models", "verify_science", "Train where the truth is known; compare."),
-    "zoo": ("evidence", "zoo", "Generations: list, show, roll back."),
+    "zoo": ("evidence_zoo", "zoo", "Generations: list, show, roll back."),
     "proof": ("evidence", "proof", "Verify proof records."),
     "audit": ("evidence", "audit", "Check the audit log, prove an entry."),
     "keys": ("evidence", "keys", "Show the public keys."),
-    "release": ("evidence", "release", "Make, list and verify weekly releases."),
+    "release": ("evidence_release", "release", "Make, list and verify weekly releases."),
 }
 
 

@@ -14,7 +14,7 @@ from scf.control.budget import LIMITS
 from scf.control.control_file import AUTO_GEAR
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import Clock, SystemClock
-from scf.core.errors import DriveError, InputError
+from scf.core.errors import DriveError, InputError, VerificationFailed
 from scf.core.identity import sha256_hex
 from scf.core.units import format_bytes
 from scf.daemon.allowance import Allowance
@@ -73,6 +73,7 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
             "home": str(config.home),
             "root": str(config.root) if config.root else None,
             "generation": generation["generation"] if generation else None,
+            "proposal": _proposal(drive),
             "release": release["name"] if release else None,
             "plan": _plan_facts(generation),
             "chain": _chain(generation, release),
@@ -100,6 +101,8 @@ def standing_text(found: dict[str, Any]) -> str:
         f"generation  {found['generation'] or '-'}",
         f"release     {found['release'] or '-'}",
     ]
+    if found["proposal"] is not None:
+        lines.append(f"proposed    {found['proposal']['sentence']}")
     plan = found["plan"]
     if plan is not None:
         lines.append(f"plan        {plan['fossils']} fossils, root {plan['merkle_root'][:16]}")
@@ -182,6 +185,21 @@ def _champion(drive: Drive | None) -> dict[str, Any] | None:
     except (InputError, KeyError, TypeError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _proposal(drive: Drive | None) -> dict[str, Any] | None:
+    """The rollback that is proposed, because fossils were taken back."""
+    if drive is None or not (drive.root / "model_zoo" / "taints.log").exists():
+        return None
+    from scf.zoo.registry import Zoo
+    from scf.zoo.taint import propose, read_taints
+
+    zoo = Zoo(drive.folder("model_zoo"), SystemClock())
+    try:
+        proposal = propose(zoo, read_taints(zoo.folder))
+    except (InputError, VerificationFailed, DriveError):
+        return None  # a damaged zoo has other lines to be told by
+    return None if proposal is None else proposal.to_json()
 
 
 def _newest_release(drive: Drive | None) -> dict[str, Any] | None:

@@ -17,13 +17,15 @@ from scf.fertilization.batch_plan import HELD_OUT, BatchPlan, read_plan
 from scf.proofs.verify_proof import VerifiedStatement, verify_record
 from scf.release import verify_release
 from scf.release.chain import Released
-from scf.release.pictures import gate_picture, loss_picture
+from scf.release.improvement import Step
+from scf.release.pictures import gate_picture, improvement_picture, loss_picture
 from scf.release.week import Week
 from scf.signing.verify import PublicKey
 from scf.vault.journal import ShardEntry, Vault
 from scf.vault.manifest import manifest_path, read_manifest
 from scf.vault.shard import leaf, read_shard
 from scf.zoo.registry import Generation
+from scf.zoo.taint import Proposal, Taint
 
 EXCLUDED = "excluded"
 METRICS_SCHEMA = "scf.metrics/1"
@@ -60,6 +62,21 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Tainted:
+    """Fossils of the champion's descent that were taken back, and the rollback that is proposed."""
+
+    taints: tuple[Taint, ...] = ()
+    proposal: Proposal | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return {
+            "fossils": [taint.to_json() for taint in self.taints],
+            "proposal": self.proposal and self.proposal.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class Contents:
     """A release to be.
 
@@ -70,6 +87,8 @@ class Contents:
         origins: Where the plan's fossils came from.
         week: What happened since the previous release.
         carrier: The earlier release that has the weights; None where this one has them.
+        steps: How the model improved, generation by generation.
+        taints: Fossils that were taken back since they were trained or measured on.
         files: By path inside the release: a file to copy, or bytes.
         num_held_out: Fossils of the plan that were held out.
     """
@@ -80,6 +99,8 @@ class Contents:
     origins: tuple[Origin, ...]
     week: Week
     carrier: Released | None
+    steps: tuple[Step, ...]
+    taints: Tainted
     files: Mapping[str, Path | bytes]
     num_held_out: int
 
@@ -100,6 +121,8 @@ def gather(
     previous_plan: Mapping[str, Any] | None,
     week: Week,
     carrier: Released | None,
+    steps: tuple[Step, ...] = (),
+    taints: Tainted | None = None,
 ) -> Contents:
     """Collect what `generation` is and rests on, verifying each part.
 
@@ -110,11 +133,14 @@ def gather(
         previous_plan: The plan in the release before, to tell what is fresh.
         week: What happened since then.
         carrier: The release that has these weights already, if one has.
+        steps: How the model improved, generation by generation.
+        taints: Fossils of its plans that were taken back, and what follows.
 
     Raises:
         GenerationDamaged, ProofInvalid, SignatureInvalid: The generation is not what it was.
         EvidenceMissing: A shard or manifest of its plan is missing or was changed.
     """
+    taints = taints or Tainted()
     generation.verify()
     record = verify_record(generation.path / "statement.json", [keys["foundry"]])
     plan = read_plan(generation.path / "plan.json")
@@ -122,11 +148,13 @@ def gather(
         "MODEL_CARD.md": generation.path / "MODEL_CARD.md",
         "plan.json": generation.path / "plan.json",
         "proof.json": generation.path / "statement.json",
-        "metrics.json": canonical_json(_metrics(generation, record, week)),
+        "metrics.json": canonical_json(_metrics(generation, record, week, steps, taints)),
         "verify_release.py": Path(verify_release.__file__),
         "config/model.json": generation.checkpoint / "config.json",
         "plots/losses.svg": loss_picture(generation.name, record.statement),
     }
+    if len(steps) > 1:
+        files["plots/improvement.svg"] = improvement_picture(steps)
     for name in generation.files:
         folder, _, file = name.partition("/")
         if folder == "checkpoint" and file != NOT_RELEASED and carrier is None:
@@ -149,6 +177,8 @@ def gather(
         origins=_origins(plan, list(vault.entries()), previous_plan),
         week=week,
         carrier=carrier,
+        steps=steps,
+        taints=taints,
         files=dict(sorted(files.items())),
         num_held_out=num_held_out,
     )
@@ -167,13 +197,21 @@ def _gate_files(
         yield f"gate/{run_id}.svg", gate_picture(title, gate)
 
 
-def _metrics(generation: Generation, record: VerifiedStatement, week: Week) -> dict[str, Any]:
+def _metrics(
+    generation: Generation,
+    record: VerifiedStatement,
+    week: Week,
+    steps: tuple[Step, ...],
+    taints: Tainted,
+) -> dict[str, Any]:
     return {
         "schema": METRICS_SCHEMA,
         "generation": generation.name,
         "report": dict(record.statement.report.raw),
         "gate": dict(record.statement.gate),
         "week": week.to_json(generation),
+        "improvement": [step.to_json() for step in steps],
+        "tainted": taints.to_json(),
     }
 
 

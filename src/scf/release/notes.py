@@ -5,10 +5,16 @@ from typing import Any
 
 from scf.core.units import format_bytes
 from scf.release.contents import NOT_RELEASED, Contents
+from scf.release.improvement import improvement_text
 from scf.release.week import NO_PROMOTION, ROLLBACK, Outcome
 from scf.zoo.model_card import gate_sentence, plot_lines, results_table
 
 INCIDENTS_MAX = 20
+_ROLES = {
+    "train": "learned from a fossil that was taken back",
+    "held_out": "was measured on a fossil that was taken back",
+    "kept": "kept by the operator all the same",
+}
 
 
 def release_notes(
@@ -33,7 +39,9 @@ def release_notes(
     sections = [
         f"# {name}",
         _summary(contents, previous),
+        _taken_back(contents),
         _model(contents, previous),
+        improvement_text(contents.steps),
         _choice(contents),
         _data(contents, previous),
         _happened(contents, previous),
@@ -66,6 +74,25 @@ def _summary(contents: Contents, previous: Mapping[str, Any] | None) -> str:
         f"{first} On {report.fossils:,} held-out fossils its loss is {report.dsm_loss.mean:.4g}, "
         f"against {opponent.mean:.4g} for {against} (lower is better)."
     )
+
+
+def _taken_back(contents: Contents) -> str:
+    """Fossils that the model rests on and that were taken back since; "" where there are none."""
+    tainted = contents.taints
+    if not tainted.taints:
+        return ""
+    lines = [
+        f"* {taint.generation}, {_ROLES[taint.split]}: {taint.reason}"
+        + (f" (`{taint.cid}`)" if taint.cid else "")
+        for taint in tainted.taints[:INCIDENTS_MAX]
+    ]
+    more = len(tainted.taints) - INCIDENTS_MAX
+    if more > 0:
+        lines.append(f"* and {more:,} more: metrics.json lists them")
+    head = "## Taken back\n\n"
+    if tainted.proposal is not None:
+        head += f"**{tainted.proposal.sentence()}.**\n\n"
+    return head + "\n".join(lines)
 
 
 def _why_not(outcomes: Sequence[Outcome]) -> str:

@@ -1,18 +1,14 @@
-"""Pictures of a release, as SVG written by hand: the numbers stand in the picture and beside it.
+"""Pictures of a release, as SVG: the numbers stand in the picture and beside it."""
 
-No drawing library, so that packing needs none and the same numbers give the same bytes. Colours
-say nothing that the words beside them do not say.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import escape
 
 from scf.proofs.statement import Statement
+from scf.release.canvas import BLUE, GREEN, GREY, LEFT, RED, RIGHT, Canvas, Scale
+from scf.release.improvement import Gain, Step
 
-_WIDTH, _LEFT, _RIGHT = 760, 70, 740
-_INK, _GREY, _BLUE, _RED, _GREEN = "#1a1a1a", "#8a8a8a", "#1f5fa8", "#a83232", "#2c7a3f"
+# Generations whose names and numbers stand in the picture; metrics.json has all.
+TOLD_MAX = 12
 
 
 def gate_picture(title: str, gate: Mapping[str, Any]) -> bytes:
@@ -25,7 +21,7 @@ def gate_picture(title: str, gate: Mapping[str, Any]) -> bytes:
     trace = gate.get("trace", {})
     test = trace.get("superiority") or {}
     verdict = "promoted" if gate.get("promote") else "not promoted"
-    head = _Canvas(f"{title}: {verdict}")
+    head = Canvas(f"{title}: {verdict}")
     if test.get("path"):
         _draw_path(head, test)
     else:
@@ -45,38 +41,38 @@ def loss_picture(title: str, statement: Statement) -> bytes:
         ("champion before it", report.champion),
     ]
     shown = [(name, loss) for name, loss in rows if loss is not None]
-    canvas = _Canvas(f"{title}: held-out loss (lower is better)")
+    canvas = Canvas(f"{title}: held-out loss (lower is better)")
     ends = [e for _, loss in shown for e in (*(loss.ci95 or ()), loss.mean)]
-    scale = _Scale(ends, 250, _RIGHT)
+    scale = Scale(ends, 250, RIGHT)
     top = canvas.take(34 * len(shown) + 30)
     for number, (name, loss) in enumerate(shown):
         y = top + 20 + 34 * number
         canvas.text(12, y + 4, name)
         if loss.ci95 is not None:
-            canvas.line(scale(loss.ci95[0]), y, scale(loss.ci95[1]), y, _BLUE, width=3)
-        canvas.dot(scale(loss.mean), y, _BLUE)
+            canvas.line(scale(loss.ci95[0]), y, scale(loss.ci95[1]), y, BLUE, width=3)
+        canvas.dot(scale(loss.mean), y, BLUE)
         interval = f" ({loss.ci95[0]:.4g} to {loss.ci95[1]:.4g})" if loss.ci95 else ""
-        canvas.text(12, y + 18, f"{loss.mean:.4g}{interval}", _GREY)
+        canvas.text(12, y + 18, f"{loss.mean:.4g}{interval}", GREY)
     canvas.axis(scale, top + 34 * len(shown) + 12)
     return canvas.svg()
 
 
-def _draw_path(canvas: "_Canvas", test: Mapping[str, Any]) -> None:
+def _draw_path(canvas: "Canvas", test: Mapping[str, Any]) -> None:
     """The log-likelihood ratio, block by block, between its two bounds."""
     path: Sequence[float] = test["path"]
     low, high = float(test["llr_low"]), float(test["llr_high"])
     top = canvas.take(260)
-    tall = _Scale([low * 1.15, high * 1.15, *path], top + 230, top + 10)
-    wide = _Scale([0, max(len(path), int(test["blocks_min"]))], _LEFT, _RIGHT)
+    tall = Scale([low * 1.15, high * 1.15, *path], top + 230, top + 10)
+    wide = Scale([0, max(len(path), int(test["blocks_min"]))], LEFT, RIGHT)
     for value, colour, name in (
-        (high, _GREEN, f"better: {high:.3g}"), (low, _RED, f"no better: {low:.3g}"),
+        (high, GREEN, f"better: {high:.3g}"), (low, RED, f"no better: {low:.3g}"),
     ):  # fmt: skip
-        canvas.line(_LEFT, tall(value), _RIGHT, tall(value), colour, dashed=True)
-        canvas.text(_LEFT + 6, tall(value) - 5, name, colour)
-    canvas.line(_LEFT, tall(0), _RIGHT, tall(0), _GREY)
+        canvas.line(LEFT, tall(value), RIGHT, tall(value), colour, dashed=True)
+        canvas.text(LEFT + 6, tall(value) - 5, name, colour)
+    canvas.line(LEFT, tall(0), RIGHT, tall(0), GREY)
     points = [(wide(0), tall(0))]
     points += [(wide(i), tall(value)) for i, value in enumerate(path, start=1)]
-    canvas.curve(points, _BLUE)
+    canvas.curve(points, BLUE)
     canvas.text(12, tall(0) + 4, "LLR")
     canvas.axis(wide, top + 240)
     low_sigma, high_sigma = test["bounds_sigma"]
@@ -87,22 +83,22 @@ def _draw_path(canvas: "_Canvas", test: Mapping[str, Any]) -> None:
     )
 
 
-def _draw_interval(canvas: "_Canvas", comparison: Mapping[str, Any]) -> None:
+def _draw_interval(canvas: "Canvas", comparison: Mapping[str, Any]) -> None:
     """The gain over the opponent with its one-sided bound."""
     gain, bound = comparison.get("gain"), comparison.get("lower_bound")
     if gain is None or bound is None:
         canvas.words("there was no comparison that could be made")
         return
     margin = float(comparison.get("margin") or 0.0)
-    scale = _Scale([gain, bound, 0.0, -margin], _LEFT, _RIGHT)
+    scale = Scale([gain, bound, 0.0, -margin], LEFT, RIGHT)
     top = canvas.take(90)
     y = top + 40
     for value, name in ((0.0, "no gain"), (-margin, "margin")):
         if value or name == "no gain":
-            canvas.line(scale(value), top + 14, scale(value), top + 64, _GREY, dashed=True)
-            canvas.text(scale(value) + 4, top + 22, name, _GREY)
-    canvas.line(scale(bound), y, scale(gain), y, _BLUE, width=3)
-    canvas.dot(scale(gain), y, _BLUE)
+            canvas.line(scale(value), top + 14, scale(value), top + 64, GREY, dashed=True)
+            canvas.text(scale(value) + 4, top + 22, name, GREY)
+    canvas.line(scale(bound), y, scale(gain), y, BLUE, width=3)
+    canvas.dot(scale(gain), y, BLUE)
     canvas.axis(scale, top + 70)
     canvas.words(
         f"gain over the {comparison.get('opponent')}: {gain:.4g}, "
@@ -111,101 +107,55 @@ def _draw_interval(canvas: "_Canvas", comparison: Mapping[str, Any]) -> None:
     )
 
 
-class _Scale:
-    """Numbers to places on the page."""
+def improvement_picture(steps: Sequence[Step]) -> bytes:
+    """Gain over the first generation, by generation: going on, from nothing, never again."""
+    canvas = Canvas(f"gain in held-out loss over {steps[0].generation} (higher is better)")
+    series = [
+        ("going on from the one before", BLUE, 0, [step.over_frozen for step in steps]),
+        ("from nothing, same cost", RED, 9, [step.scratch_over_frozen for step in steps]),
+    ]
+    shown = [gain for _, _, _, gains in series for gain in gains if gain]
+    top = canvas.take(250)
+    tall = Scale(
+        [0.0, *(end for gain in shown for end in (gain.low, gain.high))], top + 220, top + 10
+    )
+    wide = Scale([0, max(1, len(steps) - 1)], LEFT + 30, RIGHT - 40)
+    for value in tall.ticks():
+        canvas.line(LEFT, tall(value), RIGHT, tall(value), "#e4e4e4")
+        canvas.text(12, tall(value) + 4, f"{value:.6g}", GREY, size=11)
+    canvas.line(LEFT, tall(0), RIGHT, tall(0), GREY, dashed=True)
+    for name, colour, aside, gains in series:
+        places = [(wide(number) + aside, gain) for number, gain in enumerate(gains) if gain]
+        if places:
+            line = [(x, tall(gain.mean)) for x, gain in places]
+            canvas.curve([(wide(0) + aside, tall(0)), *line], colour)
+            for x, gain in places:
+                _interval(canvas, x, gain, tall, colour)
+            canvas.words(f"{_mark(colour)}: {name}")
+    every = -(-len(steps) // TOLD_MAX)
+    for number, step in enumerate(steps):
+        if number % every == 0:
+            canvas.text(wide(number) - 14, top + 240, _short(step), GREY, size=11)
+    canvas.words(f"dashed: {steps[0].generation}, never trained again")
+    for step in steps[1:][-TOLD_MAX:]:
+        told = {"going on": step.over_frozen, "from nothing": step.scratch_over_frozen}
+        parts = [f"{name} {gain.text()}" for name, gain in told.items() if gain]
+        said = "; ".join(parts) or "not measured beside it"
+        canvas.words(f"{_short(step)}, {step.fossils:,} fossils: {said}")
+    return canvas.svg()
 
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        self.low, self.high = min(values), max(values)
-        if self.high <= self.low:
-            self.low, self.high = self.low - 1, self.high + 1
-        pad = 0.0 if self.low == 0 else 0.05 * (self.high - self.low)
-        self.low, self.high = self.low - pad, self.high + 0.05 * (self.high - self.low)
-        self._start, self._end = start, end
 
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self._start + share * (self._end - self._start), 2)
-
-    def ticks(self) -> list[float]:
-        """About six round numbers on it: multiples of 1, 2 or 5 times a power of ten."""
-        rough = (self.high - self.low) / 6
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(n * power for n in (1, 2, 5, 10) if n * power >= rough)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [round(n * step, 12) for n in range(first, last + 1)]
+def _interval(canvas: Canvas, x: float, gain: Gain, tall: Scale, colour: str) -> None:
+    canvas.line(x, tall(gain.low), x, tall(gain.high), colour, width=2)
+    for end in (gain.low, gain.high):
+        canvas.line(x - 4, tall(end), x + 4, tall(end), colour, width=2)
+    canvas.dot(x, tall(gain.mean), colour)
 
 
-class _Canvas:
-    """Shapes from top to bottom, then the whole file."""
+def _short(step: Step) -> str:
+    """`gen0007`."""
+    return step.generation.rpartition("_")[2]
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._parts: list[str] = []
-        self._y = 20
-        self.text(12, self._y, title, size=15)
-        self._y += 14
 
-    def take(self, height: int) -> int:
-        """Room for a drawing; returns where it begins."""
-        top = self._y
-        self._y += height
-        return top
-
-    def words(self, text: str) -> None:
-        """A paragraph, broken to the width of the page."""
-        line = ""
-        for word in text.split():
-            if len(line) + len(word) > 104:
-                self._y += 17
-                self.text(12, self._y, line.strip())
-                line = ""
-            line += f" {word}"
-        self._y += 17
-        self.text(12, self._y, line.strip())
-
-    def text(self, x: float, y: float, text: str, colour: str = _INK, size: int = 13) -> None:
-        """One line of text."""
-        self._parts.append(
-            f'<text x="{x}" y="{y}" fill="{colour}" font-size="{size}">{escape(text)}</text>'
-        )
-
-    def line(
-        self, x1: float, y1: float, x2: float, y2: float, colour: str,
-        *, width: int = 1, dashed: bool = False,
-    ) -> None:  # fmt: skip
-        """A straight line."""
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self._parts.append(
-            f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{colour}" '
-            f'stroke-width="{width}"{dash}/>'
-        )
-
-    def dot(self, x: float, y: float, colour: str) -> None:
-        """A point."""
-        self._parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{colour}"/>')
-
-    def curve(self, points: Sequence[tuple[float, float]], colour: str) -> None:
-        """A line through points."""
-        joined = " ".join(f"{x},{y}" for x, y in points)
-        self._parts.append(
-            f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-        )
-
-    def axis(self, scale: _Scale, y: float) -> None:
-        """A scale with round numbers on it."""
-        self.line(scale(scale.low), y, scale(scale.high), y, _GREY)
-        for value in scale.ticks():
-            self.line(scale(value), y - 3, scale(value), y + 3, _GREY)
-            self.text(scale(value) - 8, y + 16, f"{value:.6g}", _GREY, size=11)
-
-    def svg(self) -> bytes:
-        """The file."""
-        height = self._y + 30
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-            f'width="{_WIDTH}" height="{height}" role="img" '
-            f'font-family="system-ui, sans-serif">\n<title>{escape(self._title)}</title>\n'
-            f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>\n'
-            + "\n".join(self._parts)
-            + "\n</svg>\n"
-        ).encode()
+def _mark(colour: str) -> str:
+    return {BLUE: "blue", RED: "red"}[colour]

@@ -23,7 +23,8 @@ from scf.core.units import format_bytes
 from scf.proofs.verify_proof import verify_record
 from scf.release.archive import ReleaseDamaged, drop, pack
 from scf.release.chain import Released, all_released, carrier_of, last_made, read_released
-from scf.release.contents import ABSENT, Contents, gather
+from scf.release.contents import ABSENT, Contents, Tainted, gather
+from scf.release.improvement import Step, improvement
 from scf.release.notes import release_notes, verify_text
 from scf.release.sbom import bill_of_materials, constraints
 from scf.release.verify_release import verify_release
@@ -36,6 +37,7 @@ from scf.storage.failpoint import failpoint
 from scf.storage.partitions import DEFAULT_BUDGETS_BYTES, Drive, Folder
 from scf.vault.journal import Vault
 from scf.zoo.registry import PROMOTED, Generation, Zoo
+from scf.zoo.taint import find_taints, propose, read_taints
 
 EVENT = "release.made"
 # The partition's budget holds a year of releases (DESIGN section 2): 3.8 GB a week.
@@ -226,6 +228,8 @@ def make_release(
         previous_plan=durable.read_json(previous.path / "plan.json") if previous else None,
         week=_week(foundry, champion, previous),
         carrier=carrier,
+        steps=_steps(foundry),
+        taints=_tainted(foundry, champion, utc_text(now)),
     )
     about = _about(foundry, contents, name, utc_text(now), previous)
     files = {**contents.files, **_texts(foundry, contents, about, previous)}
@@ -316,6 +320,32 @@ def _week(foundry: Foundry, champion: Generation, previous: Released | None) -> 
         promoted=promoted,
         moves=moves,
     )
+
+
+def _steps(foundry: Foundry) -> tuple[Step, ...]:
+    """Every generation that became champion, from its own statement."""
+    promoted = {m.generation: m.previous for m in foundry.zoo.history() if m.action == PROMOTED}
+    generations = [g for g in foundry.zoo.generations() if g.name in promoted]
+    key = foundry.keys["foundry"]
+    records = [(g, verify_record(g.path / "statement.json", [key])) for g in generations]
+    return improvement(records, {name: before for name, before in promoted.items() if before})
+
+
+def _tainted(foundry: Foundry, champion: Generation, at: str) -> Tainted:
+    """What was taken back of the fossils that the champion and its ancestors rest on."""
+    generations = {generation.name: generation for generation in foundry.zoo.generations()}
+    descent: list[Generation] = []
+    name: str | None = champion.name
+    while name in generations:
+        descent.append(generations[name])
+        name = generations[name].parent
+    noted = read_taints(foundry.zoo.folder)
+    known = {(taint.generation, taint.cid) for taint in noted}
+    found = find_taints(generations.values(), foundry.vault, at=at)
+    noted += [taint for taint in found if (taint.generation, taint.cid) not in known]
+    names = {generation.name for generation in descent}
+    ours = tuple(taint for taint in noted if taint.generation in names)
+    return Tainted(ours, propose(foundry.zoo, noted))
 
 
 def _require_small(name: str, files: Mapping[str, Path | bytes], size_max_bytes: int) -> int:

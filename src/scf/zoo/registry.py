@@ -86,6 +86,11 @@ class Zoo:
         zoo._refresh_pointer()
         return zoo
 
+    @property
+    def folder(self) -> Folder:
+        """`model_zoo`."""
+        return self._folder
+
     def generations(self) -> list[Generation]:
         """All generations, oldest first.
 
