@@ -20,6 +20,9 @@ KIND_OPTION = click.option(
     default=None,
     help="Default: what this machine has.",
 )
+REAPER_OPTION = click.option(
+    "--reaper", is_flag=True, help="The reaper, which ends rented machines past their lease."
+)
 PASSPHRASE_OPTION = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -35,14 +38,15 @@ def service() -> None:
 
 @service.command("install")
 @KIND_OPTION
+@REAPER_OPTION
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and do nothing.")
 @common_options
-def service_install(context: Context, kind: str | None, dry_run: bool) -> None:
+def service_install(context: Context, kind: str | None, reaper: bool, dry_run: bool) -> None:
     """Install and start it for this user: a systemd unit, a launchd agent or a cron line."""
     from scf.daemon.service import default_kind
 
     kind = kind or default_kind()
-    made = _service(context)
+    made = _service(context, is_reaper=reaper)
     if dry_run:
         talk(f"# {made.path(kind) or 'a line of your crontab'}")
         click.echo(made.text(kind), nl=False)
@@ -57,13 +61,14 @@ def service_install(context: Context, kind: str | None, dry_run: bool) -> None:
 
 @service.command("uninstall")
 @KIND_OPTION
+@REAPER_OPTION
 @common_options
-def service_uninstall(context: Context, kind: str | None) -> None:
+def service_uninstall(context: Context, kind: str | None, reaper: bool) -> None:
     """Stop it and take it away; home and drive are not touched."""
     from scf.daemon.service import default_kind
 
-    _service(context).uninstall(kind or default_kind())
-    talk("Taken away. Jobs were asked to save their state.")
+    _service(context, is_reaper=reaper).uninstall(kind or default_kind())
+    talk("Taken away." if reaper else "Taken away. Jobs were asked to save their state.")
 
 
 @service.command("status")
@@ -74,15 +79,17 @@ def service_status(context: Context, as_json: bool) -> None:
     from scf.daemon.heartbeat import is_running
     from scf.daemon.service import KINDS
 
-    made = _service(context)
+    made, other = _service(context), _service(context, is_reaper=True)
     installed = [kind for kind in KINDS if made.is_installed(kind)]
+    reapers = [kind for kind in KINDS if other.is_installed(kind)]
     running = is_running(context.home)
     if as_json:
-        emit({"schema_version": 1, "installed": installed, "running": running})
+        found = {"installed": installed, "running": running, "reaper_installed": reapers}
+        emit({"schema_version": 1, **found})
         return
-    click.echo(
-        f"installed  {', '.join(installed) or 'no'}\nrunning    {'yes' if running else 'no'}"
-    )
+    click.echo(f"installed  {', '.join(installed) or 'no'}")
+    click.echo(f"running    {'yes' if running else 'no'}")
+    click.echo(f"reaper     {', '.join(reapers) or 'not installed'}")
 
 
 @click.command()
@@ -168,10 +175,11 @@ def _passphrase(path: Path | None, *, confirm: bool) -> str:
     return line
 
 
-def _service(context: Context) -> "Service":
+def _service(context: Context, *, is_reaper: bool = False) -> "Service":
     from scf.daemon.service import Service
 
-    return Service(context.home, context.config.need_root(), Path.home())
+    program = "reaper" if is_reaper else "daemon"
+    return Service(context.home, context.config.need_root(), Path.home(), program=program)
 
 
 __all__ = ["backup", "restore", "service"]

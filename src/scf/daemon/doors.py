@@ -5,7 +5,9 @@ be opened (a tool is missing, the box is off, there is no key) says why and is t
 keeps no other door from being used.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from scf.config import FoundryConfig
@@ -15,6 +17,7 @@ from scf.daemon.allowance import Allowance
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.local import WORKER, LocalDoor
 from scf.dispatch.registry import LOCAL, RUNPOD, SSH, BoxAccess, RunpodAccess, open_door
+from scf.dispatch.runpod_key import find_key
 from scf.storage.partitions import Folder
 
 OpenDoor = Callable[[Folder, Path], Dispatcher]
@@ -105,7 +108,7 @@ def open_doors(
     clock: Clock,
     *,
     open_local: OpenDoor = open_local_door,
-    environment: "dict[str, str] | None" = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Doors:
     """The doors that the settings describe; none of them is opened yet.
 
@@ -152,7 +155,7 @@ def box_of(config: FoundryConfig) -> BoxAccess:
 
 
 def access_of(
-    config: FoundryConfig, clock: Clock, environment: "dict[str, str] | None" = None
+    config: FoundryConfig, clock: Clock, environment: Mapping[str, str] | None = None
 ) -> RunpodAccess:
     """The account of `[runpod]`, its key and its purse.
 
@@ -160,15 +163,21 @@ def access_of(
         DoorUnavailable: No image is given.
         OperatorError: There is no key, or others may read its file.
     """
-    import os
-
-    from scf.dispatch.runpod_key import find_key
-
-    given = config.runpod
-    if not given.image:
+    if not config.runpod.image:
         raise DoorUnavailable(
             "[runpod] image is not set", remedy="See docs/operations/first-h100-run.md."
         )
+    access = account_of(config, environment)
+    return replace(access, purse=Allowance(config.home, clock))
+
+
+def account_of(config: FoundryConfig, environment: Mapping[str, str] | None = None) -> RunpodAccess:
+    """The same without a purse and whether or not there is an image: for looking and for ending.
+
+    Raises:
+        OperatorError: There is no key, or others may read its file.
+    """
+    given = config.runpod
     found = find_key(
         config.home, given.key_file, os.environ if environment is None else environment
     )
@@ -192,5 +201,4 @@ def access_of(
         root=given.root,
         python=given.python,
         bandwidth_kib_s=given.bandwidth_kib_s or None,
-        purse=Allowance(config.home, clock),
     )

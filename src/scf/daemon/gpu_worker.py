@@ -79,8 +79,19 @@ def measure(spec: JobSpec) -> list[str]:
     return command
 
 
+def smoke(spec: JobSpec) -> list[str]:
+    """What this machine is, and how fast (`scf pods smoke`)."""
+    seconds = str(float(spec.config.get("seconds", 60.0)))
+    return [*_program("scf.training.smoke", "--out", "outputs/smoke.json"), "--seconds", seconds]
+
+
 # A control is training like any other, without a parent among its inputs.
-KINDS: JobKinds = {"train_ebdm": train_ebdm, "control": train_ebdm, "measure": measure}
+KINDS: JobKinds = {
+    "train_ebdm": train_ebdm,
+    "control": train_ebdm,
+    "measure": measure,
+    "smoke": smoke,
+}
 
 
 @dataclass

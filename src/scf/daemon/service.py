@@ -40,24 +40,27 @@ class Service:
         root: The drive.
         user_home: Where the user's own units and agents lie.
         python: The interpreter that has scf.
+        program: `daemon`, or `reaper`, which ends rented machines whatever became of the daemon.
     """
 
     home: Path
     root: Path
     user_home: Path
     python: str = sys.executable
+    program: str = "daemon"
 
     @property
     def command(self) -> list[str]:
-        return [self.python, "-m", "scf.daemon.scf_daemon", "--home", str(self.home),
+        module = {"daemon": "scf.daemon.scf_daemon", "reaper": "scf.daemon.reaper"}[self.program]
+        return [self.python, "-m", module, "--home", str(self.home),
                 "--root", str(self.root)]  # fmt: skip
 
     def path(self, kind: str) -> Path | None:
         """The file that `kind` needs; None for cron, which keeps its own table."""
         if kind == "systemd":
-            return self.user_home / ".config" / "systemd" / "user" / UNIT_NAME
+            return self.user_home / ".config" / "systemd" / "user" / self._unit_name
         if kind == "launchd":
-            return self.user_home / "Library" / "LaunchAgents" / f"{AGENT_LABEL}.plist"
+            return self.user_home / "Library" / "LaunchAgents" / f"{self._agent_label}.plist"
         return None
 
     def text(self, kind: str) -> str:
@@ -69,9 +72,9 @@ class Service:
         writable = f"{_unit_word(self.home)} {_unit_word(f'-{self.root}')}"
         command = " ".join(_unit_word(part).replace("$", "$$") for part in self.command)
         return f"""\
-# Written by `scf service install`. The daemon of one home on one drive.
+# Written by `scf service install`. The {self.program} of one home on one drive.
 [Unit]
-Description=scf, the conductor of {self.home}
+Description=scf, the {self._role} of {self.home}
 StartLimitIntervalSec=0
 
 [Service]
@@ -120,10 +123,14 @@ KeyringMode=private
 WantedBy=default.target
 """
 
+    @property
+    def _role(self) -> str:
+        return "conductor" if self.program == "daemon" else self.program
+
     def _agent(self) -> str:
         log = str(self.home / "logs" / "launchd.log")
         agent = {
-            "Label": AGENT_LABEL,
+            "Label": self._agent_label,
             "ProgramArguments": self.command,
             "RunAtLoad": True,
             # Again after a crash, not after `scf stop`.
@@ -140,7 +147,8 @@ WantedBy=default.target
         return plistlib.dumps(agent).decode()
 
     def _cron_line(self) -> str:
-        lock, log = self.home / "cron.lock", self.home / "logs" / "cron.log"
+        name = "cron" if self.program == "daemon" else f"cron-{self.program}"
+        lock, log = self.home / f"{name}.lock", self.home / "logs" / f"{name}.log"
         command = " ".join(shlex.quote(part) for part in self.command)
         line = (
             f"*/{CRON_EVERY_MIN} * * * * flock -n {shlex.quote(str(lock))} {command} "
@@ -151,7 +159,8 @@ WantedBy=default.target
 
     @property
     def _cron_mark(self) -> str:
-        return f"# scf of {self.home}".replace("%", "\\%")
+        what = "scf" if self.program == "daemon" else f"scf {self.program}"
+        return f"# {what} of {self.home}".replace("%", "\\%")
 
     def install(self, kind: str, run: "Run | None" = None) -> None:
         """Write the file (or the line) and start it. Twice is once.
@@ -172,7 +181,7 @@ WantedBy=default.target
         durable.write_file(path, self.text(kind).encode())
         if kind == "systemd":
             _ok(run, ["systemctl", "--user", "daemon-reload"])
-            _ok(run, ["systemctl", "--user", "enable", "--now", UNIT_NAME])
+            _ok(run, ["systemctl", "--user", "enable", "--now", self._unit_name])
         else:
             run(["launchctl", "bootout", self._agent_target()], None)
             _ok(run, ["launchctl", "bootstrap", f"gui/{os.getuid()}", str(path)])
@@ -191,7 +200,7 @@ WantedBy=default.target
             self._set_crontab(run, [])
             return
         if kind == "systemd":
-            run(["systemctl", "--user", "disable", "--now", UNIT_NAME], None)
+            run(["systemctl", "--user", "disable", "--now", self._unit_name], None)
         else:
             run(["launchctl", "bootout", self._agent_target()], None)
         path.unlink()
@@ -211,7 +220,15 @@ WantedBy=default.target
         _ok(run, ["crontab", "-"], text)
 
     def _agent_target(self) -> str:
-        return f"gui/{os.getuid()}/{AGENT_LABEL}"
+        return f"gui/{os.getuid()}/{self._agent_label}"
+
+    @property
+    def _unit_name(self) -> str:
+        return UNIT_NAME if self.program == "daemon" else f"scf-{self.program}.service"
+
+    @property
+    def _agent_label(self) -> str:
+        return AGENT_LABEL if self.program == "daemon" else f"dev.scf.{self.program}"
 
 
 def default_kind() -> str:

@@ -14,11 +14,11 @@ from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
 
 if TYPE_CHECKING:
-    from scf.dispatch.runpod import RunpodSettings
+    from scf.dispatch.runpod import RunpodDoor, RunpodSettings
     from scf.dispatch.runpod_client import RunpodClient
 
-LOCAL, SSH, RUNPOD = "local", "ssh", "runpod"
-NAMES = (LOCAL, SSH, RUNPOD)
+LOCAL, SSH, RUNPOD, RAY = "local", "ssh", "runpod", "ray"
+NAMES = (LOCAL, SSH, RUNPOD, RAY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +114,12 @@ def open_door(
     if name == RUNPOD:
         if runpod is None:
             raise UsageError("the runpod door needs an API key and an image")
-        return _open_runpod(jobs, home, runpod)
+        return open_runpod(jobs, home, runpod)
     raise UsageError(f"door {name!r}: one of {', '.join(NAMES)}")
 
 
-def _open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> Dispatcher:
+def open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> "RunpodDoor":
+    """The runpod door, going on with what it had open. Raises MissingTool without httpx."""
     try:
         from scf.dispatch.runpod import RunpodDoor
     except ModuleNotFoundError as error:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -123,6 +124,7 @@ class RunpodClient:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._not_before = 0.0
+        self._skew_s: float | None = None
         # No redirects: the key goes to the address that the operator named and nowhere else.
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)), follow_redirects=False
@@ -338,7 +340,15 @@ class RunpodClient:
             raise RateLimited(f"{what}: not sent, the rate limit is used up", pause_s)
         self._clock.sleep(pause_s)
 
+    @property
+    def clock_skew_s(self) -> float | None:
+        """How far our clock is ahead of the provider's, by its latest reply; None before one."""
+        return self._skew_s
+
     def _note_limits(self, headers: Mapping[str, str]) -> None:
+        with contextlib.suppress(TypeError, ValueError):
+            theirs = parsedate_to_datetime(headers.get("date", ""))
+            self._skew_s = (self._clock.now() - theirs).total_seconds()
         windows = _WINDOW.finditer(headers.get("ratelimit", ""))
         empty = [float(found["seconds"]) for found in windows if int(found["left"]) == 0]
         if empty:

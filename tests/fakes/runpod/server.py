@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             provider.calls.append((operation, body if body is not None else query))
             is_admitted, self._limits = provider.admit()
-            if self.headers.get("Authorization") != f"Bearer {provider.key}":
+            if not provider.may(self.headers.get("Authorization", ""), operation, url.path, body):
                 self._limits = {}
                 self._problem(401, "Unauthorized")
                 return
@@ -162,6 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"data": {"myself": value}})
         elif operation == "list":
             self._json(200, {"pods": [provider.described(pod) for pod in provider.look()]})
+        elif operation == "podTerminate":
+            wanted = body["variables"]["input"]["podId"]
+            for pod in provider.alive():
+                if pod.pod_id == wanted:
+                    provider.terminate(pod)
+            self._json(200, {"data": {"podTerminate": None}})
         elif operation in {"get", "terminate", "logs"}:
             found = [pod for pod in provider.look() if pod.pod_id == parts[2]]
             if not found:
@@ -294,6 +300,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _operation(method: str, path: str, body: Any) -> str:
     parts = path.strip("/").split("/")
+    if path == "/graphql" and "podTerminate" in body["query"]:
+        return "podTerminate"
     if path == "/graphql":
         return "create" if "podFindAndDeployOnDemand" in body["query"] else "account"
     match [method, *parts]:

@@ -113,6 +113,7 @@ class World:
     Args:
         key: The API key that is accepted.
         balance_usd: Money in the account.
+        keeps_leases: Whether `terminateAfter` is obeyed.
         calls_per_minute: Rate limit.
         start: Called when a pod begins to run; returns (host, port, user) of its ssh server.
         stop: Called when a pod ends.
@@ -123,12 +124,14 @@ class World:
         *,
         key: str = "rpa_TESTKEY",
         balance_usd: float = 100.0,
+        keeps_leases: bool = True,
         calls_per_minute: int = 1000,
         start: Callable[[FakePod], tuple[str, int, str]] | None = None,
         stop: Callable[[FakePod], None] | None = None,
     ) -> None:
         self.key = key
         self.balance_usd = balance_usd
+        self.keeps_leases = keeps_leases
         self.calls_per_minute = calls_per_minute
         self.calls: list[tuple[str, Any]] = []
         self.all_pods: list[FakePod] = []
@@ -171,6 +174,19 @@ class World:
         with self.lock:
             self._charge()
             return sum(pod.cost_usd for pod in self.all_pods)
+
+    def pod_key(self, pod_id: str) -> str:
+        """The provider's own key of a pod: it can end that pod, and nothing else."""
+        return f"rpa_POD_{pod_id}"
+
+    def may(self, header: str, operation: str, path: str, body: Any) -> bool:
+        """Whether a key may do this."""
+        if header == f"Bearer {self.key}":
+            return True
+        pod_id = header.removeprefix("Bearer rpa_POD_")
+        if operation == "podTerminate":
+            return bool(body["variables"]["input"]["podId"] == pod_id)
+        return operation == "terminate" and path.endswith(f"/pods/{pod_id}")
 
     def count(self, operation: str) -> int:
         return sum(1 for name, _ in self.calls if name == operation)
@@ -320,12 +336,13 @@ class World:
         now, since = self.now(), self._charged_at
         self._charged_at = now
         for pod in self.alive():
-            until = min(now, pod.terminate_after) if pod.terminate_after else now
+            lease = pod.terminate_after if self.keeps_leases else None
+            until = min(now, lease) if lease else now
             begun = max(since, pod.created_at)
             cost = max(0.0, (until - begun).total_seconds()) / 3600 * pod.price_usd_per_h
             pod.cost_usd += cost
             self.balance_usd -= cost
-            if (pod.terminate_after and now >= pod.terminate_after) or self.balance_usd <= 0:
+            if (lease and now >= lease) or self.balance_usd <= 0:
                 self._end(pod)
 
 
