@@ -57,7 +57,7 @@ def run() -> dict[str, Any]:
 
 
 def _fill(works: Works) -> None:
-    """A journal of a million shards, all of them planned on; the shards themselves are not there."""
+    """A journal of a million shards, all planned on; the shards themselves are not there."""
     journal = works.root / "fossil_vault" / "journal.log"
     tree = TreeHasher()
     with journal.open("w") as file:

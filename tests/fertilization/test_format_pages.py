@@ -25,8 +25,9 @@ from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey, verify_envelope
 from scf.storage.partitions import Folder
 from scf.vault.fossil import encode_fossil, fossil_cid, parse_fossil
+from scf.vault.journal_file import ShardSummary
 from scf.vault.manifest import PAYLOAD_TYPE, manifest_payload
-from scf.vault.shard import ShardSummary, leaf
+from scf.vault.shard import leaf
 
 PAGES = Path(__file__).parents[2] / "docs" / "formats"
 

@@ -38,7 +38,7 @@ from scf.runs.store import RunStore
 from scf.signing.keys import public_keys
 from scf.storage import durable
 from scf.storage.partitions import Folder
-from scf.vault.journal import read_journal
+from scf.vault.journal_file import read_journal
 from scf.verification.verify_checkpoint import verify_checkpoint
 from support.checkpoints import write_checkpoint
 from support.clocks import ManualClock

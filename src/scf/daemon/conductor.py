@@ -47,7 +47,7 @@ from scf.runs.store import DATABASE_NAME, RunStore, StateDamaged
 from scf.storage.instance_lock import instance_lock
 from scf.storage.ndjson import is_shard_name
 from scf.storage.partitions import Drive, Folder
-from scf.vault.journal import JOURNAL
+from scf.vault.journal_file import JOURNAL
 
 # A tick takes at most so many runs one stage further.
 RUNS_PER_TICK_MAX = 16

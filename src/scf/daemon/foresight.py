@@ -25,7 +25,7 @@ from scf.daemon.triggers import is_it_time
 from scf.runs.record import Run
 from scf.runs.state import ACTIVE, State
 from scf.runs.store import RunStore
-from scf.vault.journal import JOURNAL
+from scf.vault.journal_file import JOURNAL
 
 FILES_NAMED_MAX = 10
 

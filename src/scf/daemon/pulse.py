@@ -18,7 +18,7 @@ from scf.core.clock import Clock, parse_utc
 from scf.core.errors import InputError
 from scf.daemon.drops import Drops, Found
 from scf.runs.store import RunStore
-from scf.vault.journal import ShardEntry
+from scf.vault.journal_file import ShardEntry
 from scf.vault.watcher import JournalPrefix, VaultWatcher, prefix_until
 
 SCAN_INTERVAL_S = 5.0

@@ -34,7 +34,7 @@ from scf.runs.store import DATABASE_NAME, run_id_of
 from scf.storage import durable
 from scf.storage.instance_lock import instance_lock
 from scf.storage.partitions import Drive
-from scf.vault.journal import read_journal
+from scf.vault.journal_file import read_journal
 from scf.vault.watcher import JournalPrefix, prefix_until
 
 _ATTEMPT = re.compile(r"(run-[0-9a-f]{12})-(train-ebdm|measure)-([0-9]+)")

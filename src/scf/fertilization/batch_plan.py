@@ -18,9 +18,9 @@ from scf.core.errors import InputError, NothingToDo, OperatorError
 from scf.core.identity import is_sha256_hex, sha256_hex
 from scf.core.merkle import TreeHasher
 from scf.storage import durable
-from scf.vault.manifest import summary_from_json
+from scf.vault.journal_file import ShardSummary, summary_from_json
 from scf.vault.provenance import FAMILY_BLOCK
-from scf.vault.shard import ShardDamaged, ShardSummary, read_shard
+from scf.vault.shard import ShardDamaged, read_shard
 
 SCHEMA = "scf.plan/1"
 TRAIN, HELD_OUT, ALL = "train", "held_out", "all"

@@ -30,7 +30,8 @@ from scf.fertilization.readers.options import ReadOptions, options_of
 from scf.fertilization.readers.registry import READERS, UnknownFormat, reader_named
 from scf.storage.ndjson import LINE_MAX_BYTES, Line
 from scf.vault.fossil import Fossil, parse_fossil
-from scf.vault.journal import JOURNAL, SHARD_BYTES, Vault
+from scf.vault.journal import SHARD_BYTES, Vault
+from scf.vault.journal_file import JOURNAL
 from scf.vault.quarantine import QuarantineFile, Rejection
 
 __all__ = ["IngestProgress", "IngestReport", "PrimordialSoupIngestor", "Understood"]

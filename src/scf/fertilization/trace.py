@@ -8,7 +8,8 @@ from scf.core.errors import InputError
 from scf.signing.verify import PublicKey
 from scf.vault.fossil import Fossil
 from scf.vault.index import Location
-from scf.vault.journal import ShardEntry, Vault
+from scf.vault.journal import Vault
+from scf.vault.journal_file import ShardEntry
 from scf.vault.manifest import manifest_path, read_manifest
 from scf.vault.provenance import file_sha256
 from scf.vault.shard import ShardDamaged, leaf, read_shard

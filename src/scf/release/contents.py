@@ -21,7 +21,8 @@ from scf.release.improvement import Step
 from scf.release.pictures import gate_picture, improvement_picture, loss_picture
 from scf.release.week import Week
 from scf.signing.verify import PublicKey
-from scf.vault.journal import ShardEntry, Vault
+from scf.vault.journal import Vault
+from scf.vault.journal_file import ShardEntry
 from scf.vault.manifest import manifest_path, read_manifest
 from scf.vault.shard import leaf, read_shard
 from scf.zoo.registry import Generation

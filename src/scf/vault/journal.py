@@ -8,7 +8,7 @@ what a crash left between any two; the index catches up whenever the vault is op
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -22,18 +22,17 @@ from scf.storage.instance_lock import instance_lock
 from scf.storage.partitions import Drive, Folder
 from scf.vault.fossil import Fossil
 from scf.vault.index import Index, IndexPart, Location
+from scf.vault.journal_file import JOURNAL, ShardEntry, ShardSummary, journal_size, read_journal
 from scf.vault.manifest import (
     PAYLOAD_TYPE,
     manifest_path,
     manifest_payload,
     read_manifest,
-    summary_from_json,
 )
 from scf.vault.quarantine import Quarantine
 from scf.vault.retraction import Retraction, Retractions
 from scf.vault.shard import (
     ShardDamaged,
-    ShardSummary,
     StagedShard,
     check_shard,
     read_fossil,
@@ -41,28 +40,9 @@ from scf.vault.shard import (
 )
 
 PARTITION = "fossil_vault"
-JOURNAL = "journal.log"
 SHARD_BYTES = 256 * 10**6
 # How long a writer waits for another one, such as an ingest beside the daemon's own.
 _WRITER_WAIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry(ShardSummary):
-    """One journal line: a shard that is in the vault.
-
-    Attributes:
-        committed_at: When, RFC 3339 in UTC.
-        origin: What was ingested: the name of a file or folder.
-    """
-
-    committed_at: str
-    origin: str
-
-    @property
-    def summary(self) -> ShardSummary:
-        """The part that the manifest signs."""
-        return ShardSummary(self.path, self.sha256, self.size_bytes, self.count, self.merkle_root)
 
 
 class VaultReadOnly(OperatorError):
@@ -397,47 +377,3 @@ def _keys(home: Path) -> list[PublicKey]:
     """The vault's public key, where this home has one."""
     path = home / "keys" / "vault.pub"
     return [PublicKey.from_pem(path.read_bytes())] if path.is_file() else []
-
-
-def journal_size(vault_folder: Path) -> int:
-    """Bytes of the journal; 0 where there is none yet."""
-    try:
-        return (vault_folder / JOURNAL).stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def read_journal(vault_folder: Path, since_offset: int = 0) -> Iterator[tuple[ShardEntry, int]]:
-    """Journal entries from `since_offset` on, each with the offset behind it.
-
-    Lines that a crash tore are skipped; a last line without a newline is not read yet.
-    """
-    try:
-        file = (vault_folder / JOURNAL).open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(since_offset)
-        offset = since_offset
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            entry = _entry_of(line)
-            if entry is not None:
-                yield entry, offset
-
-
-def _entry_of(line: bytes) -> ShardEntry | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    summary = summary_from_json(value) if isinstance(value, dict) else None
-    if summary is None:
-        return None
-    return ShardEntry(
-        **asdict(summary),
-        committed_at=str(value.get("committed_at", "")),
-        origin=str(value.get("origin", "")),
-    )

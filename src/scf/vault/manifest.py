@@ -12,12 +12,11 @@ from typing import Any
 
 from scf.core.canonical import canonical_json, parse_json
 from scf.core.errors import InputError
-from scf.core.identity import is_sha256_hex
 from scf.signing.envelope import Envelope
 from scf.signing.verify import PublicKey, verify_envelope
 from scf.storage import durable
 from scf.vault import fossil
-from scf.vault.shard import ShardSummary
+from scf.vault.journal_file import ShardSummary, summary_from_json
 
 SCHEMA = "scf.shard-manifest/1"
 PAYLOAD_TYPE = "application/vnd.scf.shard-manifest+json"
@@ -59,16 +58,3 @@ def _from_json(path: Path, value: Any) -> ShardSummary:
     if summary is None:
         raise ManifestInvalid(f"{path}: a key is missing or has the wrong form")
     return summary
-
-
-def summary_from_json(value: dict[str, Any]) -> ShardSummary | None:
-    """The summary in a JSON object that may hold more keys; None where one lacks or is wrong."""
-    path, sha256 = value.get("path"), value.get("sha256")
-    size_bytes, count, root = value.get("size_bytes"), value.get("count"), value.get("merkle_root")
-    if not (isinstance(path, str) and is_sha256_hex(sha256) and is_sha256_hex(root)):
-        return None
-    if type(size_bytes) is not int or type(count) is not int or ".." in Path(path).parts:
-        return None
-    if Path(path).is_absolute():
-        return None
-    return ShardSummary(path, str(sha256), size_bytes, count, str(root))

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from scf.core.canonical import canonical_json
@@ -20,6 +19,7 @@ from scf.storage.failpoint import failpoint
 from scf.storage.ndjson import Line, read_lines
 from scf.storage.partitions import Folder
 from scf.vault.fossil import Fossil, encode_fossil, parse_fossil
+from scf.vault.journal_file import ShardSummary
 from scf.vault.provenance import file_sha256
 
 # Stored fossils may be larger than the lines that ingest accepts: packing can lengthen a list of
@@ -42,25 +42,6 @@ class ShardDamaged(InputError):
             remedy="Restore this shard from a backup, or ingest its origin again in a new root.",
         )
         self.path = path
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSummary:
-    """What identifies a shard.
-
-    Attributes:
-        path: Relative to `fossil_vault`, with `/`.
-        sha256: Digest of the file.
-        size_bytes: Its size.
-        count: How many fossils (lines) it holds.
-        merkle_root: RFC 6962 root over `leaf(cid, verdict)` in the order of the lines, hex.
-    """
-
-    path: str
-    sha256: str
-    size_bytes: int
-    count: int
-    merkle_root: str
 
 
 def leaf(cid: str, verdict: str) -> bytes:

@@ -13,8 +13,7 @@ from typing import Any, Self
 from scf.core.errors import InputError
 from scf.core.identity import is_sha256_hex
 from scf.core.merkle import TreeHasher
-from scf.vault.journal import ShardEntry, journal_size, read_journal
-from scf.vault.shard import ShardSummary
+from scf.vault.journal_file import ShardEntry, ShardSummary, journal_size, read_journal
 
 # Read in one call: some tenths of a second.
 ENTRIES_MAX = 10_000
