@@ -1,11 +1,16 @@
 """The second phase: its chains, its guards, and a verdict that can fall either way."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scf.models.record import FieldLayout, RecordLayout
+from scf.storage.partitions import Folder
+from scf.training.checkpoint import load_energy
+from scf.training.checkpoint_files import read_state
 from scf.training.contrastive import (
     ACCEPTANCE,
     ContrastiveUnstable,
@@ -15,8 +20,10 @@ from scf.training.contrastive import (
     second_phase,
 )
 from scf.training.data import ModelRows
+from scf.training.train_config import TrainConfig
+from scf.training.train_ebdm import train
 from scf.training.verdict import Scores, decide, judge
-from support.gaussian_records import POINT, gaussian_points, record_energy
+from support.gaussian_records import POINT, ArraySource, gaussian_points, record_energy
 
 PHASE = Phase(seconds=1e9, steps_max=6, batch_size=32, sigma=0.3, weight=0.05)
 
@@ -145,6 +152,20 @@ def test_an_unstable_phase_says_so_and_keeps_denoising() -> None:
     assert not verdict.kept
     assert "not finite" in verdict.reason
     assert all(bool(p.isfinite().all()) for p in kept.parameters())
+
+
+def test_a_training_run_says_which_it_kept(tmp_path: Path) -> None:
+    """The verdict is in `state.json`; the checkpoint holds the model that was kept."""
+    settings = TrainConfig(width=16, depth=1, site_width=0, max_steps=20, evaluate_every=10,
+                           batch_size=32, calibration_particles=0, contrastive_seconds=0.3,
+                           device="cpu", threads=1)  # fmt: skip
+    points = {"x": gaussian_points(400)}
+    train(ArraySource(points), Folder.at(tmp_path), settings)
+    verdict = read_state(tmp_path)["contrastive"]
+    assert isinstance(verdict["kept"], bool)
+    assert verdict["reason"]
+    energy = load_energy(tmp_path).energy(points["x"], 1.0, np.zeros((400, 0)))
+    assert np.isfinite(energy).all()
 
 
 def test_given_numbers_go_with_their_chains() -> None:

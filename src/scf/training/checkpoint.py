@@ -66,6 +66,7 @@ class Progress:
         best_loss: Their loss on the validation fossils; None where there are none.
         validation: [step, loss] of each look.
         source: What the fossil source needs to go on (a streamed run); {} otherwise.
+        contrastive: Verdict of the second phase (`training/verdict.py`); {} where there was none.
     """
 
     step: int = 0
@@ -76,6 +77,7 @@ class Progress:
     best_loss: float | None = None
     validation: list[list[float]] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
+    contrastive: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -196,7 +198,7 @@ def load_snapshot(folder: Path) -> tuple[dict[str, Any], Snapshot]:
         weights=dict(latest.model.named_parameters()),
         running_average=_under("average.", saved),
         moments=_under("moments.", saved),
-        progress=Progress(**{key: state[key] for key in asdict(Progress())}),
+        progress=Progress(**{key: state[key] for key in asdict(Progress()) if key in state}),
     )
 
 

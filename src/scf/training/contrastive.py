@@ -18,7 +18,7 @@ error; a NaN is never replaced by a number.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ from scf.models.energy_model import EnergyModel
 from scf.models.losses import denoising_and_dual
 from scf.models.noise import NoiseRange
 from scf.models.samplers import MalaState, heun, mala_step
-from scf.training.data import ModelRows, seed_of
+from scf.training.checkpoint import Snapshot
+from scf.training.data import ModelRows, TrainingData, model_rows, seed_of
+from scf.training.train_config import TrainConfig
 from scf.training.verdict import TrueEnergy, Verdict, decide, judge
 
 # Shapes: B minibatch, D modelled numbers, K given numbers.
@@ -155,6 +157,43 @@ def second_phase(
     ]
     verdict = decide(*scores)
     return (challenger if verdict.kept else plain), verdict
+
+
+def try_contrast(
+    last: Snapshot,
+    data: TrainingData,
+    config: TrainConfig,
+    device: torch.device,
+    clock: Callable[[], float],
+) -> Snapshot:
+    """The second phase of a training run: its end, with the model that is to be used.
+
+    The verdict goes into `progress.contrastive`, whence it comes to `state.json` and to reports.
+    """
+    if data.rows is None:
+        reason = "records that are streamed cannot be drawn at random; raise memory_max_bytes"
+        last.progress.contrastive = Verdict(kept=False, reason=reason).to_json()
+        return last
+    frame = last.energy.frame
+    rows, held = (_on(model_rows(frame, part), device) for part in (data.rows, data.validation))
+    phase = Phase(
+        seconds=config.contrastive_seconds,
+        weight=config.contrastive_weight,
+        dual_weight=config.dual_weight,
+        learning_rate=config.learning_rate_at(max(last.progress.step, config.warmup_steps)),
+        batch_size=min(config.batch_size, len(rows.z_ND)),
+        sigma=config.score_sigma,
+        seed=config.seed,
+    )
+    began = last.energy.model.to(device)
+    model, verdict = second_phase(began, last.energy.noise, rows, held, phase, clock)
+    last.progress.contrastive = verdict.to_json()
+    return replace(last, energy=replace(last.energy, model=model.cpu()))
+
+
+def _on(rows: ModelRows, device: torch.device) -> ModelRows:
+    z_ND, c_NK, s_ND = rows
+    return ModelRows(z_ND.to(device), c_NK.to(device), None if s_ND is None else s_ND.to(device))
 
 
 def _train(

@@ -105,12 +105,17 @@ def network_for(
         is_same = like.translation_symmetric
     if config.symmetries and not is_periodic:
         raise BodyDoesNotFit(f"symmetry {config.symmetry!r} needs a periodic boundary")
+    levels = config.field_levels or levels_for(shape or ())
+    if any(length % 2 ** (levels - 1) for length in shape or ()):
+        raise BodyDoesNotFit(
+            f"a grid of {list(shape or ())} sites cannot be halved {levels - 1} times"
+        )
     return NetworkConfig(
         width=config.field_width,
         depth=config.field_depth,
         site_width=0,
         body=LATTICE,
-        levels=levels_for(shape or ()),
+        levels=levels,
         translation_symmetric=is_same or bool(config.symmetries),
         sign_symmetric="sign" in config.symmetries,
         has_bounds=_has_bounds(config, data.layout, like),

@@ -45,6 +45,7 @@ from scf.training.checkpoint import (
     write_final,
     write_resume,
 )
+from scf.training.contrastive import try_contrast
 from scf.training.data import FossilSource, ModelRows, load_data, model_rows, seed_of
 from scf.training.ema import PowerAverage
 from scf.training.notes import Notes, StopSignal
@@ -194,6 +195,8 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
 
     # Normalise the weights kept, and publish. A run told to end leaves the first out.
     last = _snapshot(energy, model, optimizer, average, best, minibatches.get_state())
+    if reason != "sigterm" and config.contrastive_seconds:
+        last = try_contrast(last, data, config, device, clock)
     if reason != "sigterm" and config.calibration_particles:
         _calibrate(last.energy, config, device)
     write_final(out, described, last)

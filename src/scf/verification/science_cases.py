@@ -137,12 +137,12 @@ def _large_phi4(kappa: float) -> Callable[[np.random.Generator], System]:
 
 _LATTICE = {"learning_rate": 5e-3, "symmetry": "translation,sign", "batch_size": 256}
 
-# Where a record has 1,024 sites, a dozen of them are a minibatch; the rate falls early, since noise
-# of the gradient is what keeps the energy from settling (docs/LOG.md).
+# Where a record has 1,024 sites, 16 of them are a minibatch, and the rate falls early.
 _LARGE_LATTICE = _LATTICE | {
     "batch_size": 16,
-    "learning_rate": 1e-2,
-    "decay_steps": 100,
+    "learning_rate": 8e-3,
+    "decay_steps": 150,
+    "field_levels": 1,
     "validation_max": 32,
     "evaluate_every": 400,
 }
