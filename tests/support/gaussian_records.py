@@ -1,5 +1,6 @@
 """Records whose density is known: Gaussian and mixture points, as arrays, sources and files."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -84,14 +85,21 @@ class ArraySource:
         num = len(next(iter(arrays.values())))
         self._cids = [f"cid-{row:06d}" for row in range(num)]
         self._families = families or self._cids
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        self.turn = slice(None)
         self._at = 0
+
+    def share(self, rank: int, world_size: int) -> "ArraySource":
+        part = copy.copy(self)
+        part.turn = slice(rank, None, world_size)
+        return part
 
     def epoch(self) -> Iterator[dict[str, Any]]:
         begin, self._at = self._at, 0
-        for start in range(begin, len(self._cids), self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            stop = start + self._batch_size
+        for start in range(begin, len(self._cids), self.batch_size):
+            stop = start + self.batch_size
+            rows = range(len(self._cids))[start:stop][self.turn]
+            rows = slice(rows.start, rows.stop, rows.step)
             self._at = stop if stop < len(self._cids) else 0
             yield {
                 **{name: array[rows] for name, array in self._arrays.items()},

@@ -54,7 +54,7 @@ def test_streamed_minibatches_leave_validation_out() -> None:
     data = load_data(from_source, STREAMED)
     frame, _ = data.fit()
     minibatches = data.minibatches(from_source, frame, STREAMED)
-    seen = torch.cat([minibatches.draw(step)[0] for step in range(1, 30)])
+    seen = torch.cat([minibatches.draw(step).rows.z_ND for step in range(1, 30)])
     held = torch.from_numpy(frame.to_model(data.validation[0])).float()
     assert len(held) > 0
     assert not (seen[:, None] == held[None]).all(dim=2).any()
@@ -87,7 +87,7 @@ def test_an_epoch_shows_each_fossil_once() -> None:
     frame, _ = data.fit()
     minibatches = data.minibatches(source(), frame, CONFIG)
     steps = data.num_fossils // 32
-    seen = torch.cat([minibatches.draw(step)[0] for step in range(1, steps + 1)])
+    seen = torch.cat([minibatches.draw(step).rows.z_ND for step in range(1, steps + 1)])
     assert len(torch.unique(seen, dim=0)) == 32 * steps
 
 

@@ -400,6 +400,7 @@ def fit(
         given=given,
         families=families,
         boundary=boundary,
+        batch_size=config.batch_size,
         true_score={name: as_numpy(value) for name, value in _by_name(scores).items()}
         if scores is not None
         else None,

@@ -1,5 +1,6 @@
 """Arrays in memory as a source of training fossils: for a notebook, without vault or files."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from scf.models.record import FieldLayout, LayoutMismatch, RecordLayout
 # Where nothing says what belongs together, contiguous blocks are families (DESIGN section 5): the
 # neighbours of a time series never stand on both sides of a split.
 _BLOCK = 64
-_AT_ONCE = 1024
 
 
 class ArraySource:
@@ -25,6 +25,10 @@ class ArraySource:
         families: What belongs together, one name a record; default: blocks of 64 neighbours.
         boundary: `periodic` where the grid of the fields closes on itself.
         true_score: d ln p / dx of the clean density at each record, by field name, where known.
+        batch_size: Records of a minibatch.
+
+    Attributes:
+        turn: Which rows of each minibatch are given.
 
     Raises:
         LayoutMismatch: Arrays of different length, or nothing to model.
@@ -40,6 +44,7 @@ class ArraySource:
         families: Sequence[str] | None = None,
         boundary: str = "",
         true_score: Mapping[str, npt.NDArray[Any]] | None = None,
+        batch_size: int = 1024,
     ) -> None:
         self._arrays = dict(arrays)
         lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
@@ -68,18 +73,26 @@ class ArraySource:
             if self._true_score[field.name].shape != arrays[field.name].shape:
                 raise LayoutMismatch(f"true_score {field.name!r} is not shaped like its field")
         self._at = 0
+        self.batch_size = batch_size
+        self.turn = slice(None)
+
+    def share(self, rank: int, world_size: int) -> "ArraySource":
+        """The same arrays from the same place, every `world_size`-th row of each minibatch."""
+        part = copy.copy(self)
+        part.turn = slice(rank, None, world_size)
+        return part
 
     def epoch(self) -> Iterator[Mapping[str, Any]]:
         """Minibatches of the rest of an epoch, in the order of the arrays."""
         while True:
-            rows = range(self._at, min(self._at + _AT_ONCE, self.num_records))
+            rows = range(self._at, min(self._at + self.batch_size, self.num_records))
             self._at = rows.stop if rows.stop < self.num_records else 0
-            yield self._minibatch(rows)
+            yield self._minibatch(rows[self.turn])
             if self._at == 0:
                 return
 
     def _minibatch(self, rows: range) -> dict[str, Any]:
-        place = slice(rows.start, rows.stop)
+        place = slice(rows.start, rows.stop, rows.step)
         families = self._families or [f"block-{r // _BLOCK:08d}" for r in rows]
         extra: dict[str, Any] = {}
         if self._true_score is not None:

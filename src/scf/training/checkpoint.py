@@ -6,6 +6,7 @@ folder, `digests.json` last, and `resume/` goes. A crash at any moment leaves a 
 in one of the two places.
 """
 
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ from scf.training.checkpoint_files import (
     read_state,
     verify_digests,
 )
+from scf.training.distributed import Peers
 from scf.training.train_config import TrainConfig
 
 _FRAME = "frame."
@@ -65,6 +67,8 @@ class Progress:
         best_step: Step of the averaged weights that `ema.safetensors` holds.
         best_loss: Their loss on the validation fossils; None where there are none.
         validation: [step, loss] of each look.
+        energy_gap_nats: At the last look (`validation.Look`); None before.
+        score_error: Likewise.
         source: What the fossil source needs to go on (a streamed run); {} otherwise.
         contrastive: Verdict of the second phase (`training/verdict.py`); {} where there was none.
     """
@@ -76,6 +80,8 @@ class Progress:
     best_step: int = 0
     best_loss: float | None = None
     validation: list[list[float]] = field(default_factory=list)
+    energy_gap_nats: float | None = None
+    score_error: float | None = None
     source: dict[str, Any] = field(default_factory=dict)
     contrastive: dict[str, Any] = field(default_factory=dict)
 
@@ -177,7 +183,9 @@ def load_energy(path: Path, *, device: str = "cpu") -> RecordEnergy:
     if (folder / DIGESTS_NAME).is_file() or folder.name != "model":
         # A release lists the digests of its model itself; elsewhere digests.json is required.
         verify_digests(folder)
-    return _build(folder, config, AVERAGE_NAME, device)
+    energy = _build(folder, config, AVERAGE_NAME, _load_tensors(folder / AVERAGE_NAME))
+    energy.model.to(device)
+    return energy
 
 
 def load_snapshot(folder: Path) -> tuple[dict[str, Any], Snapshot]:
@@ -191,14 +199,55 @@ def load_snapshot(folder: Path) -> tuple[dict[str, Any], Snapshot]:
     state = read_state(folder)
     if not (folder / OPTIMIZER_NAME).is_file():
         raise CheckpointIncomplete(folder, f"{OPTIMIZER_NAME} is missing, so it cannot be resumed")
-    saved = _load_tensors(folder / OPTIMIZER_NAME)
-    latest = _build(folder, config, MODEL_NAME, "cpu")
-    return config, Snapshot(
-        energy=_build(folder, config, AVERAGE_NAME, "cpu"),
+    tensors = {
+        name: _load_tensors(folder / name) for name in (MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME)
+    }
+    return config, _snapshot_of(folder, config, tensors, state)
+
+
+def tell_snapshot(
+    peers: Peers, config: dict[str, Any] | None, snapshot: Snapshot | None
+) -> tuple[dict[str, Any], Snapshot]:
+    """What the first process has, for all: the files of a checkpoint, sent instead of written.
+
+    Args:
+        peers: The processes.
+        config: `config.json` on the first process; None on the others.
+        snapshot: Likewise.
+    """
+    if peers.is_alone:
+        assert config is not None
+        assert snapshot is not None
+        return config, snapshot
+    files = _files(config, snapshot) if config is not None and snapshot is not None else {}
+    names = (CONFIG_NAME, MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME, STATE_NAME)
+    told = {name: peers.tell(files.get(name)) for name in names}
+    if config is not None and snapshot is not None:
+        return config, snapshot
+    heard: dict[str, Any] = json.loads(told[CONFIG_NAME])
+    tensors = {
+        name: safetensors.torch.load(told[name])
+        for name in (MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME)
+    }
+    state = json.loads(told[STATE_NAME])
+    return heard, _snapshot_of(Path("process 0"), heard, tensors, state)
+
+
+def _snapshot_of(
+    where: Path,
+    config: dict[str, Any],
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+) -> Snapshot:
+    latest = _build(where, config, MODEL_NAME, tensors[MODEL_NAME])
+    saved = tensors[OPTIMIZER_NAME]
+    known = asdict(Progress())
+    return Snapshot(
+        energy=_build(where, config, AVERAGE_NAME, tensors[AVERAGE_NAME]),
         weights=dict(latest.model.named_parameters()),
         running_average=_under("average.", saved),
         moments=_under("moments.", saved),
-        progress=Progress(**{key: state[key] for key in asdict(Progress()) if key in state}),
+        progress=Progress(**{key: value for key, value in state.items() if key in known}),
     )
 
 
@@ -223,8 +272,9 @@ def _files(config: dict[str, Any], snapshot: Snapshot) -> dict[str, bytes]:
     return files
 
 
-def _build(folder: Path, config: dict[str, Any], name: str, device: str) -> RecordEnergy:
-    tensors = _load_tensors(folder / name)
+def _build(
+    folder: Path, config: dict[str, Any], name: str, tensors: dict[str, Tensor]
+) -> RecordEnergy:
     try:
         layout = RecordLayout.from_json(config["layout"])
         noise = NoiseRange(**config["noise"])
@@ -236,7 +286,7 @@ def _build(folder: Path, config: dict[str, Any], name: str, device: str) -> Reco
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{name} does not fit {CONFIG_NAME}: {error}"
         raise CheckpointDamaged(folder, reason) from error
-    return RecordEnergy(layout, frame, model.to(device).eval(), noise, bank)
+    return RecordEnergy(layout, frame, model.eval(), noise, bank)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -260,7 +310,5 @@ def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 
 def _json_bytes(value: Any) -> bytes:
-    import json
-
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"

@@ -24,6 +24,7 @@ from scf.models.frame import (
     TooFewFossils,
 )
 from scf.models.record import Floats, RecordLayout
+from scf.training.distributed import ALONE, Peers
 from scf.training.train_config import TrainConfig
 
 # Shapes: N fossils, B minibatch, D modelled numbers, K given numbers.
@@ -40,6 +41,10 @@ class FossilSource(Protocol):
     def layout(self) -> RecordLayout:
         """Fields of a fossil. Raises LayoutMismatch where they differ."""
 
+    @property
+    def batch_size(self) -> int:
+        """Fossils of a minibatch, over all shares; the last of an epoch may be smaller."""
+
     def epoch(self) -> Iterator[Mapping[str, Any]]:
         """Minibatches of one epoch: arrays by field name, `_cid` and `_family` lists.
 
@@ -51,6 +56,9 @@ class FossilSource(Protocol):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a place."""
+
+    def share(self, rank: int, world_size: int) -> "FossilSource":
+        """The same stream from the same place, every `world_size`-th row of each minibatch."""
 
     def describe(self) -> dict[str, Any]:
         """For `config.json`: what these fossils are."""
@@ -119,15 +127,17 @@ class ModelRows(NamedTuple):
     c_NK: Tensor
     true_score_ND: Tensor | None = None
 
-    def antithetic(self) -> "ModelRows":
-        """The first half of the rows, twice: for a noise and for its opposite."""
-        half = (len(self.z_ND) + 1) // 2
+    def at(self, index: Tensor) -> "ModelRows":
+        """Some of the rows."""
         s_ND = self.true_score_ND
-        return ModelRows(
-            self.z_ND[:half].repeat(2, 1),
-            self.c_NK[:half].repeat(2, 1),
-            None if s_ND is None else s_ND[:half].repeat(2, 1),
-        )
+        return ModelRows(self.z_ND[index], self.c_NK[index], None if s_ND is None else s_ND[index])
+
+
+class Drawn(NamedTuple):
+    """Rows of a minibatch that are this process's, and their places in the whole of it, (B,)."""
+
+    rows: ModelRows
+    place_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class TrainingData:
         num_fossils: Fossils trained on.
         rows: All rows trained on, where they fit the memory limit.
         threshold: Fossils whose mark is below it are validation fossils.
+        digest: Of the layout and of the fossils read: the same wherever the same were read.
     """
 
     layout: RecordLayout
@@ -151,6 +162,7 @@ class TrainingData:
     num_fossils: int
     rows: Rows | None
     threshold: str
+    digest: str
 
     def counts(self) -> dict[str, int]:
         """For `config.json`: fossils trained on, and fossils that only choose."""
@@ -163,12 +175,35 @@ class TrainingData:
         return frame, LinearGaussian.fit(self.moments, frame)
 
     def minibatches(
-        self, source: FossilSource, frame: Frame, config: TrainConfig
+        self,
+        source: FossilSource,
+        frame: Frame,
+        config: TrainConfig,
+        peers: Peers = ALONE,
+        *,
+        is_paired: bool = False,
     ) -> "LoadedMinibatches | StreamedMinibatches":
-        """Endless minibatches in the coordinates of `frame`."""
+        """Endless minibatches in the coordinates of `frame`: this process's share of each.
+
+        With `is_paired` half of the places stay empty: each row is used for two.
+        """
         if self.rows is not None:
-            return LoadedMinibatches(model_rows(frame, self.rows), config.batch_size, config.seed)
-        return StreamedMinibatches(source, self.layout, frame, self.threshold)
+            size = min(config.batch_size, len(self.rows.x_ND))
+            return LoadedMinibatches(
+                model_rows(frame, self.rows),
+                size,
+                peers.share((size + 1) // 2 if is_paired else size),
+                num_places=(size + 1) // 2 if is_paired else size,
+                seed=config.seed,
+            )
+        return StreamedMinibatches(
+            source if peers.is_alone else source.share(peers.rank, peers.world_size),
+            self.layout,
+            frame,
+            self.threshold,
+            peers.share(source.batch_size),
+            num_places=(source.batch_size + 1) // 2 if is_paired else source.batch_size,
+        )
 
 
 def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
@@ -186,12 +221,14 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
     kept = _Rows(layout)
     share = f"{int(config.validation_fraction * 2**32):08x}"
     moments, count, fits = Moments(layout), 0, True
+    digest = hashlib.sha256(repr(layout.to_json()).encode())
     is_mixed = isinstance(source, MixedSource)
     each = source.every_fossil() if isinstance(source, MixedSource) else source.epoch()
     for minibatch in each:
         x_BD, c_BK = layout.pack(minibatch)
         cids, families = list(minibatch["_cid"]), list(minibatch["_family"])
         count += len(x_BD)
+        digest.update("\n".join(cids).encode())
         fits = fits and count <= room
         # Too many to keep: from here on only those that may be validation fossils.
         take = [row for row, name in enumerate(families) if fits or _mark(name) < share]
@@ -235,30 +272,42 @@ def load_data(source: FossilSource, config: TrainConfig) -> TrainingData:
         num_fossils=count - num,
         rows=trained if fits and not is_mixed else None,
         threshold=threshold,
+        digest=digest.hexdigest(),
     )
 
 
 class LoadedMinibatches:
-    """Minibatches from memory: that of step t is a pure function of (seed, t)."""
+    """Minibatches from memory: that of step t is a pure function of (seed, t).
 
-    def __init__(self, rows: ModelRows, batch_size: int, seed: int) -> None:
+    Args:
+        rows: All of them.
+        size: Rows of a global minibatch.
+        place_B: Places in it that are this process's.
+        num_places: How many places are used, over all processes.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self, rows: ModelRows, size: int, place_B: Tensor, *, num_places: int, seed: int
+    ) -> None:
         self._rows = rows
-        self._size = min(batch_size, len(rows.z_ND))
-        self._per_epoch = len(rows.z_ND) // self._size
+        self._size = size
+        self._place_B = place_B
+        self.num_places = num_places
+        self._per_epoch = len(rows.z_ND) // size
         self._seed = seed
         self._epoch = -1
         self._order_N = torch.zeros(0, dtype=torch.int64)
 
-    def draw(self, step: int) -> ModelRows:
+    def draw(self, step: int) -> Drawn:
         """The minibatch of step `step`, from 1. An epoch's rest below a minibatch is left out."""
-        epoch, place = divmod(step - 1, self._per_epoch)
+        epoch, turn = divmod(step - 1, self._per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(seed_of(self._seed, "order", epoch))
             self._order_N = torch.randperm(len(self._rows.z_ND), generator=generator)
             self._epoch = epoch
-        index = self._order_N[place * self._size : (place + 1) * self._size]
-        z_ND, c_NK, s_ND = self._rows
-        return ModelRows(z_ND[index], c_NK[index], None if s_ND is None else s_ND[index])
+        index = self._order_N[turn * self._size : (turn + 1) * self._size]
+        return Drawn(self._rows.at(index[self._place_B]), self._place_B)
 
     def get_state(self) -> dict[str, Any]:
         """Nothing beside the step."""
@@ -269,30 +318,47 @@ class LoadedMinibatches:
 
 
 class StreamedMinibatches:
-    """Minibatches read again and again from the source, validation fossils left out."""
+    """Minibatches read again and again from the source, validation fossils left out.
+
+    Args:
+        source: This process's share of them.
+        layout: Fields of a fossil.
+        frame: The model's coordinates.
+        threshold: Fossils whose mark is below it are validation fossils.
+        place_B: Places of a full global minibatch that are this process's.
+        num_places: Only places below this are used, over all processes.
+    """
 
     def __init__(
-        self, source: FossilSource, layout: RecordLayout, frame: Frame, threshold: str
+        self,
+        source: FossilSource,
+        layout: RecordLayout,
+        frame: Frame,
+        threshold: str,
+        place_B: Tensor,
+        *,
+        num_places: int,
     ) -> None:
         self._source = source
         self._layout = layout
         self._frame = frame
         self._threshold = threshold
+        self._place_B = place_B
+        self.num_places = num_places
         self._stream: Iterator[Mapping[str, Any]] = iter(())
 
-    def draw(self, step: int) -> ModelRows:
-        """The next minibatch; at least two fossils."""
-        while True:
-            minibatch = next(self._stream, None)
-            if minibatch is None:
-                self._stream = self._source.epoch()
-                continue
-            x_BD, c_BK = self._layout.pack(minibatch)
-            keep = [
-                r for r, name in enumerate(minibatch["_family"]) if _mark(name) >= self._threshold
-            ]
-            if len(keep) >= 2:
-                return model_rows(self._frame, Rows(x_BD[keep], c_BK[keep]))
+    def draw(self, step: int) -> Drawn:
+        """The next minibatch; of its share nothing may be left."""
+        while (minibatch := next(self._stream, None)) is None:
+            self._stream = self._source.epoch()
+        x_BD, c_BK = self._layout.pack(minibatch)
+        keep = [
+            row
+            for row, name in enumerate(minibatch["_family"])
+            if int(self._place_B[row]) < self.num_places and _mark(name) >= self._threshold
+        ]
+        rows = model_rows(self._frame, Rows(x_BD[keep], c_BK[keep]))
+        return Drawn(rows, self._place_B[keep])
 
     def get_state(self) -> dict[str, Any]:
         """The source's place."""

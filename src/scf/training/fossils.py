@@ -1,6 +1,6 @@
 """Training fossils from a batch plan or from plain NDJSON files, through the batcher."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from scf.core.errors import InputError, UsageError
 from scf.fertilization.batch_plan import BatchPlan, read_plan
 from scf.fertilization.fossil_batcher import FossilBatcher, read_records
 from scf.fertilization.shard_cache import CACHE_SHARE
+from scf.fertilization.shard_scan import Refusals
 from scf.models.record import FieldLayout, LayoutMismatch, RecordLayout
 
 
@@ -15,15 +16,61 @@ class BatcherSource:
     """Training fossils over a `FossilBatcher`: a plan's training split, or all of some files."""
 
     def __init__(
-        self, batcher: FossilBatcher, plan: BatchPlan | None, *, boundary: str = ""
+        self,
+        open_batcher: Callable[[int, int], FossilBatcher],
+        plan: BatchPlan | None,
+        *,
+        batch_size: int,
+        boundary: str = "",
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self._batcher = batcher
-        self._plan = plan
-        self.layout = layout_of(batcher, boundary=boundary)
+        self._open_batcher = open_batcher
+        self._batcher = open_batcher(rank, world_size)
+        self._plan, self._boundary = plan, boundary
+        self._stream: Iterator[Mapping[str, Any]] = iter(())
+        self._parts: list[BatcherSource] = []
+        self.batch_size = batch_size
+        self.layout = layout_of(self._batcher, boundary=boundary)
+
+    def share(self, rank: int, world_size: int) -> "BatcherSource":
+        """The same stream from the same place, every `world_size`-th row of each minibatch."""
+        part = type(self)(
+            self._open_batcher,
+            self._plan,
+            batch_size=self.batch_size,
+            boundary=self._boundary,
+            rank=rank,
+            world_size=world_size,
+        )
+        part.set_state(self.get_state())
+        self._parts.append(part)
+        return part
+
+    @property
+    def refusals(self) -> Refusals:
+        """What the batcher could not use, and why."""
+        return self._batcher.refusals
 
     def epoch(self) -> Iterator[Mapping[str, Any]]:
-        """The rest of the batcher's epoch."""
-        return self._batcher.stream_minibatches()
+        """The rest of the batcher's epoch; the stream before this one is over."""
+        self._end_stream()
+        self._stream = self._batcher.stream_minibatches()
+        return self._stream
+
+    def close(self) -> None:
+        """End what is being read ahead.
+
+        A reader thread that is in a C++ parser when the interpreter ends takes the process down
+        ("terminate called without an active exception", seen once in 12 runs).
+        """
+        self._end_stream()
+        for part in self._parts:
+            part.close()
+
+    def _end_stream(self) -> None:
+        if isinstance(self._stream, Generator):
+            self._stream.close()
 
     def get_state(self) -> dict[str, Any]:
         """The batcher's place."""
@@ -75,31 +122,32 @@ def open_source(
         if vault is None:
             raise UsageError("--plan needs --vault", remedy="Name the fossil_vault folder.")
         batch_plan = read_plan(plan)
-        batcher = FossilBatcher(
-            batch_plan,
+        boundary = plan_boundary(batch_plan, vault)
+    else:
+        batch_plan, boundary = None, _boundary(list(paths or ()))
+
+    def open_batcher(rank: int, world_size: int) -> FossilBatcher:
+        return FossilBatcher(
+            batch_plan or list(paths or ()),
             batch_size=batch_size,
             seed=seed,
+            rank=rank,
+            world_size=world_size,
             as_numpy=True,
-            vault_root=vault,
+            vault_root=vault if batch_plan else None,
             memory_bytes=memory_bytes,
             cache_share=cache_share,
         )
-        kind = MixedBatcherSource if batch_plan.mixture else BatcherSource
-        return kind(batcher, batch_plan, boundary=plan_boundary(batch_plan, vault))
-    batcher = FossilBatcher(
-        list(paths or ()),
-        batch_size=batch_size,
-        seed=seed,
-        as_numpy=True,
-        memory_bytes=memory_bytes,
-    )
-    for refusal in batcher.refusals.first:
+
+    kind = MixedBatcherSource if batch_plan and batch_plan.mixture else BatcherSource
+    source = kind(open_batcher, batch_plan, batch_size=batch_size, boundary=boundary)
+    for refusal in source.refusals.first if batch_plan is None else ():
         where = f"{refusal.path}, line {refusal.line}: {refusal.reason}"
         if refusal.kind == "other-kind":
             raise LayoutMismatch(where)
         if refusal.kind == "not-finite":
             raise NonFiniteFossils(where)
-    return BatcherSource(batcher, None, boundary=_boundary(list(paths or ())))
+    return source
 
 
 class NonFiniteFossils(InputError):

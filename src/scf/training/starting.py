@@ -3,12 +3,15 @@
 What settings leave to `auto` is decided here, from the fossils and the machine.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from scf.core.errors import InputError, MissingTool
+from scf.core.errors import InputError, MissingTool, UsageError
 from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, NetworkConfig
 from scf.models.frame import Symmetry
 from scf.models.lattice import levels_for
@@ -16,9 +19,19 @@ from scf.models.noise import NoiseRange
 from scf.models.physics import constraints_for
 from scf.models.record import PERIODIC, RecordLayout
 from scf.models.record_energy import RecordEnergy
-from scf.training.checkpoint import Snapshot, load_energy
-from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
+from scf.storage.partitions import Folder
+from scf.training.checkpoint import (
+    Progress,
+    Snapshot,
+    describe,
+    load_energy,
+    load_snapshot,
+    newest,
+    tell_snapshot,
+)
+from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint, read_config
 from scf.training.data import TrainingData, model_rows, seed_of
+from scf.training.distributed import Peers
 from scf.training.train_config import TrainConfig
 
 # Multiplications of one forward pass below which one thread is enough.
@@ -35,6 +48,78 @@ class ParentMismatch(InputError):
             f"{parent}: {what} differ from this run's",
             remedy="Train without --parent, or with fossils and settings like the parent's.",
         )
+
+
+# Settings that are the machine's and the day's, not the run's: they do not change its path.
+_OF_THE_DAY = (
+    "max_seconds", "max_steps", "checkpoint_every_s", "device", "threads", "microbatch", "sharding",
+    "peer_limit_s",
+)  # fmt: skip
+
+
+def settle(
+    config: TrainConfig, out: Folder | None, peers: Peers, *, resume: bool
+) -> tuple[TrainConfig, Path | None]:
+    """The settings that all processes train under, and the checkpoint that is gone on from.
+
+    Args:
+        config: What is asked for.
+        out: The run's folder; None on all processes but the first, which speaks for them.
+        peers: The processes.
+        resume: Go on from the newest checkpoint in `out`, if there is one.
+
+    Raises:
+        UsageError: `out` holds a checkpoint and `resume` is not asked for.
+    """
+    found = newest(out.path) if out is not None else None
+    if found and not resume:
+        raise UsageError(
+            f"{found} holds a checkpoint already",
+            remedy="Add --resume to go on from it, or choose another --out.",
+        )
+    if found:
+        # The settings a run was begun with, under the limits and on the device now asked for.
+        stored = TrainConfig.from_json(read_config(found)["training"])
+        config = replace(stored, **{name: getattr(config, name) for name in _OF_THE_DAY})
+    told = peers.tell(json.dumps(config.to_json()).encode() if peers.is_first else None)
+    return TrainConfig.from_json(json.loads(told)), found
+
+
+def beginning(
+    data: TrainingData,
+    config: TrainConfig,
+    found: Path | None,
+    about: dict[str, Any],
+    peers: Peers,
+) -> tuple[dict[str, Any], Snapshot]:
+    """`config.json` of the run and where it begins: anew, from its parent, or where it was left.
+
+    The first process reads or makes it, the others are told.
+
+    Args:
+        data: The fossils.
+        config: Settings.
+        found: The checkpoint to go on from.
+        about: What the fossils are, for `config.json`.
+        peers: The processes.
+
+    Raises:
+        CheckpointIncomplete, CheckpointDamaged, OtherArchitecture: Of a checkpoint or parent.
+        ParentMismatch: It does not fit.
+    """
+    if not peers.is_first:
+        return tell_snapshot(peers, None, None)
+    stored, snapshot = load_snapshot(found) if found else (None, None)
+    energy, parent_digest = starting_energy(data, config, snapshot)
+    if stored is not None:
+        parent_digest = stored["parent"]
+    if snapshot is None:
+        weights: dict[str, Tensor] = dict(energy.model.named_parameters())
+        snapshot = Snapshot(energy, weights, weights, {}, Progress())
+    else:
+        snapshot = replace(snapshot, energy=energy)
+    described = describe(energy, config, about | data.counts(), parent_digest)
+    return tell_snapshot(peers, described, snapshot)
 
 
 def starting_energy(
@@ -160,11 +245,13 @@ def is_small_network(model: EnergyModel, batch_size: int) -> bool:
     return multiplications < _ONE_THREAD_MAX
 
 
-def choose_device(name: str, *, is_small: bool) -> torch.device:
+def choose_device(name: str, *, is_small: bool, local_rank: int = 0) -> torch.device:
     """The device that a setting means; `auto` takes cuda, then mps, then cpu.
 
     A small network stays on the CPU rather than go to mps, where starting a hundred kernels a step
     takes longer than running them.
+
+    Of several processes each takes the CUDA device of its number on the machine, and none mps.
 
     Raises:
         MissingTool: The named device is not there.
@@ -176,10 +263,13 @@ def choose_device(name: str, *, is_small: bool) -> torch.device:
     }
     if name == "auto":
         present["mps"] = present["mps"] and not is_small
-        return torch.device(next(kind for kind, is_there in present.items() if is_there))
+        name = next(kind for kind, is_there in present.items() if is_there)
     if not present[name]:
         raise MissingTool(
             f"device {name!r} is not available to torch {torch.__version__} on this machine",
             remedy="Use --device auto, or install a torch built for that device.",
         )
+    if name == "cuda":
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
     return torch.device(name)

@@ -17,6 +17,7 @@ from scf.core.errors import UsageError
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 BODIES = ("auto", "mlp", "lattice")
+SHARDINGS = ("none", "fsdp2")
 SYMMETRIES = ("translation", "sign")
 _PRESETS = importlib.resources.files("scf.training") / "presets"
 
@@ -49,6 +50,9 @@ class TrainConfig:
         residual_weight: Above 0, known residuals (`models/laws.py`) are a term of the energy: 1
             takes each tolerance as a standard deviation. 0 leaves them to the data.
         batch_size: Fossils for one step.
+        microbatch: Rows in one pass of a process; a minibatch is computed in so many parts. 0 takes
+            all at once. Where memory is short it is halved until a pass fits. The gradient is the
+            same.
         antithetic: `on`: half as many different fossils in a step, each with a noise and with its
             opposite. At small sigma what the noise does to the gradient cancels, so small sigma
             counts for more. `auto` is on for a lattice, off for the mlp.
@@ -89,6 +93,9 @@ class TrainConfig:
         seed: Same seed, same run, bit for bit on one CPU with one number of threads.
         device: `auto` takes cuda, then mps (large networks), then cpu.
         threads: CPU threads; 0 takes one for small models and all for large ones.
+        sharding: Of several processes (torchrun): `none`: each holds all weights; `fsdp2`: weights
+            at rest, gradients, moments and averages are dealt out.
+        peer_limit_s: A process waits so long for the others, and no longer.
         parent: Checkpoint to go on from: its weights and its frame; "" begins anew.
     """
 
@@ -104,6 +111,7 @@ class TrainConfig:
     bounds: str = "auto"
     residual_weight: float = 0.0
     batch_size: int = 128
+    microbatch: int = 0
     antithetic: str = "auto"
     learning_rate: float = 2e-3
     warmup_steps: int = 50
@@ -133,6 +141,8 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    sharding: str = "none"
+    peer_limit_s: float = 300.0
     parent: str = ""
 
     def __post_init__(self) -> None:
@@ -140,7 +150,7 @@ class TrainConfig:
             "width", "depth", "field_width", "field_depth", "batch_size", "learning_rate",
             "warmup_steps", "decay_steps", "gradient_norm_max", "sigma_min", "sigma_log_std",
             "score_sigma", "evaluate_every", "memory_max_bytes", "max_seconds", "max_steps",
-            "checkpoint_every_s",
+            "checkpoint_every_s", "peer_limit_s",
         )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
@@ -155,6 +165,7 @@ class TrainConfig:
             "contrastive_seconds",
             "contrastive_weight",
             "threads",
+            "microbatch",
             "patience",
             "calibration_particles",
         ):
@@ -176,6 +187,8 @@ class TrainConfig:
             raise UsageError(
                 f"symmetry {self.symmetry!r} is not auto, none or of {', '.join(SYMMETRIES)}"
             )
+        if self.sharding not in SHARDINGS:
+            raise UsageError(f"sharding {self.sharding!r} is not one of {', '.join(SHARDINGS)}")
         if self.device not in DEVICES:
             raise UsageError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
 

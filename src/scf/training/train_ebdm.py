@@ -2,64 +2,60 @@
 
     python -m scf.training.train_ebdm --fossils PATH... --out DIR [--preset base] [--max-seconds 75]
     python -m scf.training.train_ebdm --plan plan.json --vault DIR --out DIR [--resume]
+    torchrun --nproc-per-node 2 -m scf.training.train_ebdm ...   (docs/operations/several-gpus.md)
 
 What happens: read the fossils once; fit the frame and the Gaussian; draw noise levels, minibatch
 and noise; step denoising score matching and the dual term with AdamW; average the weights; look at
 validation fossils now and then and keep the best average; at the end measure the normaliser and
 write the checkpoint. The noise of step t is a pure function of (seed, t), so a resumed run repeats
-an uninterrupted one bit for bit (one CPU, one number of threads).
+an uninterrupted one bit for bit (one CPU, one number of threads). Under torchrun each process takes
+its share of every minibatch; the curve is that of one process.
 
 SIGTERM ends the run in order: checkpoint, state "stopped", exit code 0. Progress goes to stderr
 and, with --progress, as one JSON object a line to a file.
 """
 
 import argparse
-import copy
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scf.core.errors import InputError, ScfError, TrainingError, UsageError
 from scf.core.units import format_duration
 from scf.models.calibration import calibrate
-from scf.models.energy_model import EnergyModel
-from scf.models.losses import denoising_and_dual
-from scf.models.noise import NoiseRange
 from scf.models.record_energy import RecordEnergy
 from scf.storage.durable import read_json
 from scf.storage.partitions import Folder
-from scf.training.checkpoint import (
-    Progress,
-    Snapshot,
-    describe,
-    load_snapshot,
-    newest,
-    write_final,
-    write_resume,
-)
+from scf.training.checkpoint import Progress, Snapshot, write_final, write_resume
 from scf.training.contrastive import try_contrast
-from scf.training.data import FossilSource, ModelRows, load_data, model_rows, seed_of
-from scf.training.ema import PowerAverage
+from scf.training.data import FossilSource, TrainingData, load_data, model_rows, seed_of
+from scf.training.distributed import ALONE, Peers
+from scf.training.gradients import Gradients
+from scf.training.noising import noisy
 from scf.training.notes import Notes, StopSignal
+from scf.training.sharding import shard
 from scf.training.starting import (
+    beginning,
     choose_device,
     is_antithetic,
     is_small_network,
-    starting_energy,
+    settle,
 )
 from scf.training.train_config import DEVICES, TrainConfig, build_config, preset_names
 from scf.training.validation import Validation
+from scf.training.weights import Weights
 
 # A run is not called finished for want of progress before this step times the patience.
 _PATIENCE_STEPS_MIN = 1000
+# Why a run ends; where processes differ, the last of this list that one of them names.
+_REASONS = ("", "patience", "max_steps", "max_seconds", "sigterm")
 
 
 class Diverged(TrainingError):
@@ -73,199 +69,124 @@ class Diverged(TrainingError):
         )
 
 
-@dataclass
-class Best:
-    """The averaged weights that did best on the validation fossils."""
-
-    weights: list[Tensor]
-    progress: Progress = field(default_factory=Progress)
-
-
 def train(  # noqa: PLR0915 - one straight loop is read more easily than five parts
     source: FossilSource,
-    out: Folder,
+    out: Folder | None,
     config: TrainConfig,
     *,
     resume: bool = False,
     notes: Notes | None = None,
     stop: StopSignal | None = None,
     clock: Callable[[], float] = time.monotonic,
+    peers: Peers = ALONE,
 ) -> Progress:
     """Train until a limit is reached; `out` holds the final checkpoint then.
 
     Args:
         source: The fossils.
-        out: Where checkpoints go. Without `resume` it must not hold one.
+        out: Where checkpoints go. Without `resume` it must not hold one. Of several processes the
+            first alone has one; the others give None.
         config: Settings. On resume everything but the limits comes from the checkpoint.
         resume: Go on from the newest checkpoint in `out`, if there is one.
         notes: Told of progress.
         stop: Asked after each step.
         clock: What `max_seconds` is measured with: `time.process_time` for budgets of CPU time.
+        peers: The processes that train together.
 
     Raises:
         InputError: A subclass: too few fossils, mixed shapes, a field without variance, not finite.
         Diverged: The last good checkpoint stays in `out`.
+        OutOfMemory: Not one fossil's pass fits.
         ParentMismatch: The parent does not fit.
+        PeerLost, PeersDiffer: Another process ended, or sees other fossils.
         UsageError: `out` holds a checkpoint and `resume` is not asked for.
     """
     notes, stop = notes or Notes(talk=lambda _: None), stop or StopSignal()
-    found = newest(out.path)
-    if found and not resume:
-        raise UsageError(
-            f"{out.path} holds a checkpoint already",
-            remedy="Add --resume to go on from it, or choose another --out.",
-        )
-    stored, snapshot = load_snapshot(found) if found else (None, None)
-    if stored is not None:
-        config = _resumed_config(TrainConfig.from_json(stored["training"]), config)
+    config, last_good = settle(config, out, peers, resume=resume)
     torch.set_num_threads(config.threads or 1)
 
     # The fossils, and the coordinates in which the model sees them.
     data = load_data(source, config)
-    energy, parent_digest = starting_energy(data, config, snapshot)
-    is_small = is_small_network(energy.model, config.batch_size)
-    device = choose_device(config.device, is_small=is_small)
-    torch.set_num_threads(config.threads or (1 if is_small else os.cpu_count() or 1))
+    peers.check_same("fossils", [data.digest.encode()])
+    described, begin = beginning(data, config, last_good, source.describe(), peers)
+    energy, noise = begin.energy, begin.energy.noise
+    is_small = is_small_network(energy.model, config.batch_size // peers.world_size)
+    device = choose_device(config.device, is_small=is_small, local_rank=peers.local_rank)
+    cores = max(1, (os.cpu_count() or 1) // peers.local_world_size)
+    torch.set_num_threads(config.threads or (1 if is_small else cores))
     model = energy.model.to(device).train()
-    parameters = list(model.parameters())
-    minibatches = data.minibatches(source, energy.frame, config)
-    parent_digest = stored["parent"] if stored is not None else parent_digest
-    described = describe(energy, config, source.describe() | data.counts(), parent_digest)
-    noise = energy.noise
     is_paired = is_antithetic(config, model)
+    minibatches = data.minibatches(source, energy.frame, config, peers, is_paired=is_paired)
     held = model_rows(energy.frame, data.validation)
     validation = Validation(held, config, noise, device, is_antithetic=is_paired)
 
+    # Weights, their moments and averages.
+    if config.sharding == "fsdp2" and not peers.is_alone:
+        shard(model, peers, device, entry="derivatives")
     decay = config.weight_decay_for(energy.layout.size, data.num_fossils)
-    optimizer = _optimizer(parameters, decay, device)
-    average = PowerAverage(parameters, gamma=config.ema_gamma)
-    best = Best(_copy(average.weights))
-    if snapshot is not None:
-        best = _restore(snapshot, model, optimizer, average)
-        minibatches.set_state(snapshot.progress.source)
-    progress = best.progress
+    weights = Weights(energy, config, decay, peers)
+    weights.restore(begin)
+    num_rows = (2 if is_paired else 1) * math.ceil(minibatches.num_places / peers.world_size)
+    gradients = Gradients(
+        model, config, peers, is_paired=is_paired, num_rows_max=num_rows, talk=notes.talk
+    )
+    progress = weights.progress
+    if progress.step:
+        minibatches.set_state(progress.source)
     if progress.status == "completed" and _reason_to_stop(config, progress, stop):
         return progress  # nothing is left to do, and the final checkpoint stands
     progress.status, progress.stop_reason = "running", ""
 
-    last_checkpoint = progress.seconds
-    last_good = found
+    last_saved = progress.seconds
     started = clock() - progress.seconds
-    while not (reason := _reason_to_stop(config, progress, stop)):
+    while True:
+        # All processes stop, and save, before the same step.
+        wanted, is_due = peers.agree(
+            _REASONS.index(_reason_to_stop(config, progress, stop)),
+            progress.seconds - last_saved >= config.checkpoint_every_s,
+        )
+        if is_due or wanted:
+            if not weights.are_finite():
+                raise Diverged(progress.step, last_good)
+            progress.source = minibatches.get_state()
+        if wanted:
+            break
+        if is_due:
+            last_saved = progress.seconds
+            snapshot = weights.snapshot()
+            if out is not None and snapshot is not None:
+                last_good = write_resume(out, described, snapshot)
         step = progress.step + 1
-        generator = torch.Generator().manual_seed(seed_of(config.seed, "noise", step))
 
-        # Minibatch, noise levels, noise. All drawn on the CPU: the same on every device.
-        drawn, known_BD = _noisy(minibatches.draw(step), noise, generator, device, is_paired)
+        # Minibatch, noise levels, noise. All drawn on the CPU: the same on every device, the same
+        # for a fossil whichever process has it.
+        drawn = minibatches.draw(step)
+        batch = noisy(drawn, noise, seed=config.seed, step=step,
+                      num_places=minibatches.num_places, is_paired=is_paired)  # fmt: skip
 
-        # Denoising score matching with EDM's weight, and the dual term (models/losses.py).
-        is_steady = is_paired or known_BD is not None
-        losses = denoising_and_dual(model, *drawn, true_score_BD=known_BD, is_steady=is_steady)
-        denoising, dual = losses.denoising_B.mean(), losses.dual_B.mean()
-        loss = denoising + config.dual_weight * dual
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, config.gradient_norm_max)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(step)
-        total = float(loss.detach())
-        if not math.isfinite(total):
+        # Denoising score matching, the dual term, and the step that their gradient asks for.
+        losses = gradients.of(batch.to(device))
+        if losses is None:
+            continue  # a minibatch of validation fossils alone
+        if not math.isfinite(losses.total):
             raise Diverged(step, last_good)
-        optimizer.step()
-        average.update(parameters, step)
-
-        progress.step = step
+        weights.step(step)
         progress.seconds = clock() - started
-        notes.step(config, progress, (total, float(denoising.detach()), float(dual.detach())))
+        notes.step(config, progress, losses)
 
         # Validation fossils say which average is kept.
         if step % config.evaluate_every == 0:
-            _look(validation, model, average, best)
-        if progress.seconds - last_checkpoint >= config.checkpoint_every_s:
-            if not _all_finite(parameters):
-                raise Diverged(step, last_good)
-            made = _snapshot(energy, model, optimizer, average, best, minibatches.get_state())
-            write_resume(out, described, made)
-            last_good, last_checkpoint = newest(out.path), progress.seconds
+            weights.look(validation)
 
-    if not _all_finite(parameters):
-        raise Diverged(progress.step, last_good)
+    reason = _REASONS[int(wanted)]
     progress.status = "stopped" if reason == "sigterm" else "completed"
     progress.stop_reason = reason
 
-    # Normalise the weights kept, and publish. A run told to end leaves the first out.
-    last = _snapshot(energy, model, optimizer, average, best, minibatches.get_state())
-    if reason != "sigterm" and config.contrastive_seconds:
-        last = try_contrast(last, data, config, device, clock)
-    if reason != "sigterm" and config.calibration_particles:
-        _calibrate(last.energy, config, device)
-    write_final(out, described, last)
+    last = weights.snapshot()
+    if out is not None and last is not None:
+        _publish(out, described, last, config, device, data, clock)
     notes.finished(progress)
     return progress
-
-
-def _noisy(
-    rows: ModelRows,
-    noise: NoiseRange,
-    generator: torch.Generator,
-    device: torch.device,
-    is_paired: bool,
-) -> tuple[list[Tensor], Tensor | None]:
-    """Clean records, noise, sigma, given numbers; and the true score. On the device.
-
-    Paired: half of the records, each with a noise and with its opposite.
-    """
-    clean_BD, c_BK, true_score_BD = rows.antithetic() if is_paired else rows
-    num = len(clean_BD) // 2 if is_paired else len(clean_BD)
-    sigma_B = noise.draw(num, generator)
-    noise_BD = torch.randn(clean_BD[:num].shape, generator=generator)
-    if is_paired:
-        sigma_B, noise_BD = sigma_B.repeat(2), torch.cat([noise_BD, -noise_BD])
-    drawn = [tensor.to(device) for tensor in (clean_BD, noise_BD, sigma_B, c_BK)]
-    return drawn, None if true_score_BD is None else true_score_BD.to(device)
-
-
-def _optimizer(
-    parameters: list[torch.nn.Parameter], decay: float, device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW; the learning rate is set before each step."""
-    is_fused = device.type in {"cpu", "cuda"}
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=is_fused
-    )
-
-
-def _resumed_config(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """The settings a run was begun with, under the limits and on the device now asked for."""
-    limits = ("max_seconds", "max_steps", "checkpoint_every_s", "device", "threads")
-    return TrainConfig(**stored.to_json() | {name: getattr(asked, name) for name in limits})
-
-
-def _look(
-    validation: Validation,
-    model: EnergyModel,
-    average: PowerAverage,
-    best: Best,
-) -> None:
-    """Keep the average if it does best on the validation fossils.
-
-    Looks are taken at fixed steps and nowhere else, so that a run that was cut chooses as one that
-    was not.
-    """
-    if not validation.num_fossils:
-        return
-    parameters = list(model.parameters())
-    latest = _copy(parameters)
-    average.copy_to(parameters)
-    loss = validation.loss(model)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, latest, strict=True):
-            parameter.copy_(value)
-    progress = best.progress
-    progress.validation.append([progress.step, round(loss, 6)])
-    if progress.best_loss is None or loss < progress.best_loss:
-        progress.best_loss, progress.best_step = loss, progress.step
-        best.weights = _copy(average.weights)
 
 
 def _reason_to_stop(config: TrainConfig, progress: Progress, stop: StopSignal) -> str:
@@ -282,62 +203,24 @@ def _reason_to_stop(config: TrainConfig, progress: Progress, stop: StopSignal) -
     return ""
 
 
-def _snapshot(
-    energy: RecordEnergy,
-    model: EnergyModel,
-    optimizer: torch.optim.Optimizer,
-    average: PowerAverage,
-    best: Best,
-    place: dict[str, Any],
-) -> Snapshot:
-    """Everything that a checkpoint holds, on the CPU, apart from the running weights."""
-    names = [name for name, _ in model.named_parameters()]
-    progress = best.progress
-    progress.source = place
-    if progress.best_loss is None:  # no validation fossils, or not looked at yet
-        best.weights, progress.best_step = _copy(average.weights), progress.step
-    kept = copy.deepcopy(energy.model).cpu().eval()
-    with torch.no_grad():
-        for parameter, weight in zip(kept.parameters(), best.weights, strict=True):
-            parameter.copy_(weight)
-    moments = {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    return Snapshot(
-        energy=replace(energy, model=kept),
-        weights=dict(model.named_parameters()),
-        running_average=dict(zip(names, average.weights, strict=True)),
-        moments=moments,
-        progress=progress,
-    )
+def _publish(
+    out: Folder,
+    described: dict[str, Any],
+    last: Snapshot,
+    config: TrainConfig,
+    device: torch.device,
+    data: TrainingData,
+    clock: Callable[[], float],
+) -> None:
+    """The second phase, the normaliser, and the files. A run told to end leaves the first two out.
 
-
-def _restore(
-    snapshot: Snapshot,
-    model: EnergyModel,
-    optimizer: torch.optim.Optimizer,
-    average: PowerAverage,
-) -> Best:
-    """Take weights, moments and averages back from a checkpoint; returns the best average."""
-    device = model.offset_L.device
-    best = Best(
-        [weight.detach().clone().to(device) for weight in snapshot.energy.model.parameters()],
-        snapshot.progress,
-    )
-    with torch.no_grad():
-        for index, (name, parameter) in enumerate(model.named_parameters()):
-            parameter.copy_(snapshot.weights[name])
-            average.weights[index].copy_(snapshot.running_average[name])
-            state = {
-                key.rpartition("/")[2]: value if key.endswith("/step") else value.to(device)
-                for key, value in snapshot.moments.items()
-                if key.rpartition("/")[0] == name
-            }
-            if state:
-                optimizer.state[parameter] = state
-    return best
+    All of it is the first process's work: the others are through.
+    """
+    if last.progress.status == "completed" and config.contrastive_seconds:
+        last = try_contrast(last, data, config, device, clock)
+    if last.progress.status == "completed" and config.calibration_particles:
+        _calibrate(last.energy, config, device)
+    write_final(out, described, last)
 
 
 def _calibrate(energy: RecordEnergy, config: TrainConfig, device: torch.device) -> None:
@@ -351,24 +234,19 @@ def _calibrate(energy: RecordEnergy, config: TrainConfig, device: torch.device) 
     model.cpu()
 
 
-def _copy(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    notes = Notes(options.progress)
     stop = StopSignal()
     stop.listen()
+    notes, peers = Notes(options.progress, options.every_step), ALONE
     try:
         from scf.training.fossils import open_source
 
         config = _config_of(options)
+        peers = Peers.join(os.environ, limit_s=config.peer_limit_s)
+        if not peers.is_first:
+            notes = Notes(talk=lambda _: None)
         source = open_source(
             options.fossils,
             plan=options.plan,
@@ -378,19 +256,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             memory_bytes=config.memory_max_bytes,
             cache_share=config.cache_share,
         )
-        out = Folder.at(options.out)
-        progress = train(source, out, config, resume=options.resume, notes=notes, stop=stop)
+        with contextlib.closing(source):
+            out = Folder.at(options.out) if peers.is_first else None
+            progress = train(
+                source, out, config, resume=options.resume, notes=notes, stop=stop, peers=peers
+            )
     except ScfError as error:
         kind = "bad_data" if isinstance(error, InputError) else "error"
         notes.write(event="error", error=type(error).__name__, kind=kind, message=str(error))
-        sys.stderr.write(f"train_ebdm: {error}\n")
+        who = "train_ebdm" if peers.is_alone else f"train_ebdm, process {peers.rank}"
+        sys.stderr.write(f"{who}: {error}\n")
         if error.remedy:
             sys.stderr.write(f"            {error.remedy}\n")
         return error.exit_code
-    sys.stderr.write(
-        f"{progress.status} ({progress.stop_reason}) at step {progress.step} after "
-        f"{format_duration(progress.seconds)}; checkpoint in {out.path}\n"
-    )
+    peers.leave()
+    if peers.is_first:
+        sys.stderr.write(
+            f"{progress.status} ({progress.stop_reason}) at step {progress.step} after "
+            f"{format_duration(progress.seconds)}; checkpoint in {options.out}\n"
+        )
     return 0
 
 
@@ -436,6 +320,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--progress", type=Path, help="append progress here, one JSON object a line"
+    )
+    parser.add_argument(
+        "--every-step", action="store_true", help="note each step there (default: two a second)"
     )
     return parser
 

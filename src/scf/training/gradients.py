@@ -1,0 +1,176 @@
+"""The gradient of one global minibatch: in parts, over all processes, within the memory there is.
+
+The loss is a mean over the rows of the global minibatch, so its gradient is a sum over rows divided
+by their number, whoever computes them and in how many parts. Each process adds up its rows part by
+part; then sums and gradients are added over the processes, and divided.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scf.core.errors import TrainingError
+from scf.models.energy_model import EnergyModel
+from scf.models.losses import Losses, denoising_and_dual
+from scf.training.distributed import Peers
+from scf.training.noising import Batch
+from scf.training.sharding import is_sharded
+from scf.training.train_config import TrainConfig
+
+# What torch says, without a type of its own, when memory is short on a CPU or on MPS.
+_SIGNS_OF_WANT = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+class OutOfMemory(TrainingError):
+    """One fossil's pass does not fit the memory, or parts cannot be made smaller."""
+
+    def __init__(self, num: int, why: str) -> None:
+        super().__init__(
+            f"out of memory with {num} fossils in one pass: {why}",
+            remedy="Set a smaller microbatch, or a smaller width or field_width; or use a larger "
+            "device.",
+        )
+
+
+class Means(NamedTuple):
+    """Losses over the global minibatch, as numbers."""
+
+    total: float
+    denoising: float
+    dual: float
+
+
+class Gradients:
+    """Computes gradients of the training loss.
+
+    Args:
+        model: What is trained.
+        config: Settings: `dual_weight`, `microbatch`.
+        peers: The processes that share a minibatch.
+        is_paired: Rows come with a noise and with its opposite.
+        num_rows_max: Most rows that any process gets.
+        talk: Told when memory was short.
+    """
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        config: TrainConfig,
+        peers: Peers,
+        *,
+        is_paired: bool,
+        num_rows_max: int,
+        talk: Callable[[str], object],
+    ) -> None:
+        self._model = model
+        self._parameters: list[nn.Parameter] = list(model.parameters())
+        self._config = config
+        self._peers = peers
+        self._is_paired = is_paired
+        self._is_sharded = is_sharded(self._parameters)
+        self._num_rows_max = num_rows_max
+        self._talk = talk
+        self.microbatch = min(config.microbatch or num_rows_max, num_rows_max)
+
+    def of(self, batch: Batch) -> Means | None:
+        """Set `.grad` of every parameter; None where no process has a row.
+
+        Raises:
+            OutOfMemory: Even one row at a time does not fit; or weights are sharded, and others
+                wait for this process's sums.
+            PeerLost: Another process ended.
+        """
+        while True:
+            try:
+                sums = self._summed(batch)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_want_of_memory(error):
+                    raise
+                why = str(error).strip().splitlines()[0][:200]
+            # Outside of the handler: the error's traceback holds the tensors of the failed pass.
+            self._make_smaller(why)
+        for parameter in self._parameters:
+            if parameter.grad is None:  # this process had no row
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        sums = self._peers.add_up([] if self._is_sharded else gradients, sums)
+        count, denoising, dual = sums.tolist()
+        if count == 0:
+            return None
+        # FSDP2 averages over processes where we sum (gloo knows no sum with another factor).
+        num = count / self._peers.world_size if self._is_sharded else count
+        torch._foreach_div_(gradients, num)
+        denoising, dual = denoising / count, dual / count
+        return Means(denoising + self._config.dual_weight * dual, denoising, dual)
+
+    def _summed(self, batch: Batch) -> Tensor:
+        """Rows, denoising and dual loss, summed over this process's rows; `.grad` likewise."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        sums = torch.zeros(3)  # float32, as they are sent
+        # Where weights are sharded each pass is a meeting: all hold as many, empty or not.
+        num_rows = self._num_rows_max if self._is_sharded else len(batch)
+        num_parts = math.ceil(num_rows / self.microbatch)
+        for number in range(num_parts):
+            # Every so manyth row, as processes share them: two parts here are two processes there.
+            part = batch.part(slice(number, None, num_parts))
+            is_empty = len(part) == 0
+            if is_empty:
+                part = _one_row_like(batch)
+            losses = self._losses(part)
+            loss = losses.denoising_B.sum() + self._config.dual_weight * losses.dual_B.sum()
+            with self._peers.waiting("summing gradients"):
+                (0 * loss if is_empty else loss).backward()  # type: ignore[no-untyped-call]
+            if not is_empty:
+                told = (losses.denoising_B.sum(), losses.dual_B.sum())
+                sums += torch.tensor([float(len(part)), *(float(value.detach()) for value in told)])
+        return sums
+
+    def _losses(self, part: Batch) -> Losses:
+        """Denoising score matching with EDM's weight, and the dual term (models/losses.py)."""
+        *drawn, true_score_BD = part
+        is_steady = self._is_paired or true_score_BD is not None
+        return denoising_and_dual(
+            self._model, *drawn, true_score_BD=true_score_BD, is_steady=is_steady
+        )
+
+    def _make_smaller(self, why: str) -> None:
+        if self._is_sharded or self.microbatch <= 1:
+            raise OutOfMemory(self.microbatch, why)
+        had, self.microbatch = self.microbatch, math.ceil(self.microbatch / 2)
+        for parameter in self._parameters:
+            parameter.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._talk(
+            f"out of memory with {had} fossils in one pass: going on with {self.microbatch}, "
+            "the minibatch and its gradient stay the same\n"
+        )
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether torch could not get the memory that it asked for, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in _SIGNS_OF_WANT)
+
+
+def _one_row_like(batch: Batch) -> Batch:
+    """A row that means nothing, for a pass in which only the meeting counts."""
+
+    def row(part: Tensor) -> Tensor:
+        return part.new_zeros((1, *part.shape[1:]))
+
+    s_BD = batch.true_score_BD
+    return Batch(
+        row(batch.clean_BD),
+        row(batch.noise_BD),
+        row(batch.sigma_B) + 1.0,
+        row(batch.c_BK),
+        None if s_BD is None else row(s_BD),
+    )
