@@ -71,14 +71,14 @@ def test_minibatches_go_on_where_they_stopped(config: TrainConfig, stop: int) ->
     for step in range(1, stop + 1):
         whole.draw(step)
     state = whole.get_state()
-    expected = [whole.draw(step)[0] for step in range(stop + 1, stop + 20)]
+    expected = [whole.draw(step).rows.z_ND for step in range(stop + 1, stop + 20)]
 
     load_data(second_source, config)
     resumed = data.minibatches(second_source, frame, config)
     resumed.set_state(state)
 
     for step, minibatch in enumerate(expected, start=stop + 1):
-        assert torch.equal(resumed.draw(step)[0], minibatch)
+        assert torch.equal(resumed.draw(step).rows.z_ND, minibatch)
 
 
 def test_an_epoch_shows_each_fossil_once() -> None:

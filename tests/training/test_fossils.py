@@ -90,6 +90,6 @@ def test_a_plan_with_a_mixture_is_streamed_by_its_shares(
     assert source.get_state()["epoch"] == source.get_state()["position"] == 0
     assert data.num_fossils < plan.fossils
     steps = data.num_fossils // 16
-    seen = torch.cat([minibatches.draw(step).z_ND for step in range(1, steps + 1)])
+    seen = torch.cat([minibatches.draw(step).rows.z_ND for step in range(1, steps + 1)])
     fresh = float((seen[:, 0] > 0.5).float().mean())
     assert fresh == pytest.approx(0.5, abs=0.02)
