@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from scf.models.physics import PhysicsConstraint
 from scf.training.api import Model
 from scf.verification.oracles import smoothed
+from scf.verification.reference_darcy import DarcyFlow
 from scf.verification.reference_rotors import RotorRing
 from scf.verification.reference_systems import (
     Array,
@@ -21,8 +23,9 @@ from scf.verification.reference_systems import (
     GinzburgLandauChain,
     Phi4,
 )
+from scf.verification.science_darcy import LOG_K, PRESSURE, darcy_law
 
-System = GaussianField | GaussianMixture | Phi4 | GinzburgLandauChain | RotorRing
+System = GaussianField | GaussianMixture | Phi4 | GinzburgLandauChain | RotorRing | DarcyFlow
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Case:
         has_true_score: The score of the clean density is given to the training.
         unit: What noise levels are counted in; None for the standard deviation of the numbers.
         fields: Names of the record's channels, where its first axis holds several.
+        units: Unit of each of them; those of one unit share one noise scale.
+        laws: Constraints that its fields are held to.
+        boundary: Of the records' grid.
         is_long: Minutes of sampling and training: run where it is named, not with all.
     """
 
@@ -72,6 +78,9 @@ class Case:
     has_true_score: bool = False
     unit: float | None = None
     fields: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+    laws: tuple[PhysicsConstraint, ...] = ()
+    boundary: str = "periodic"
     is_long: bool = False
 
 
@@ -118,6 +127,7 @@ class Truth:
         system = self._system
         if isinstance(system, GaussianField | GaussianMixture | RotorRing):
             return system.energy(noisy, sigma), system.score(noisy, sigma), 0.0
+        assert isinstance(system, Phi4 | GinzburgLandauChain)
         found = smoothed(system, noisy, sigma, self._rng, draws=256)
         return found.energy, found.score, float(found.energy_error.max())
 
@@ -176,6 +186,7 @@ CASES: tuple[Case, ...] = (
         ),
         settings={"width": 96, "batch_size": 256, "learning_rate": 3e-3, "dual_weight": 0.1},
         unit=1.0,
+        boundary="",
     ),
     Case(
         name="phi4",
@@ -236,6 +247,7 @@ CASES: tuple[Case, ...] = (
             ),
             settings={"batch_size": 256, "learning_rate": 3e-3, "dual_weight": 0.1},
             unit=1.0,
+            boundary="",
         )
         for size in (8, 64)
     ),
@@ -252,6 +264,37 @@ CASES: tuple[Case, ...] = (
         ),
         settings={"learning_rate": 5e-3, "symmetry": "translation", "batch_size": 256},
         fields=("cosine", "sine"),
+    ),
+    *(
+        Case(
+            name=name,
+            about=f"Darcy flow, 16 x 16, pressure and ln K together{how}; PIDM has 0.01 at 64 x 64",
+            make=lambda _: DarcyFlow(),
+            num=4000,
+            levels=(),
+            targets=(
+                Target("residual_mae", 0.01),
+                Target("resolve_error", 0.05),
+                Target("sliced_wasserstein_ratio", 1.5),
+                Target("amplitude_error", 0.05),
+            ),
+            settings={
+                "batch_size": 32,
+                "learning_rate": 5e-3,
+                "decay_steps": 200,
+                "validation_max": 64,
+                "calibration_particles": 0,
+            }
+            | more,
+            fields=(PRESSURE, LOG_K),
+            units={PRESSURE: "Pa", LOG_K: "1"},
+            laws=(darcy_law(16),),
+            boundary="",
+        )
+        for name, how, more in (
+            ("darcy", "", {}),
+            ("darcy-residual", ", its residual in the energy", {"residual_weight": 1.0}),
+        )
     ),
     *(
         Case(

@@ -33,6 +33,12 @@ def draw_science(file: BinaryIO, title: str, measured: Measured) -> None:
     with mpl.rc_context(style):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), dpi=130)
         figure.suptitle(title, x=0.04, ha="left", fontsize=12, weight="bold", color=_INK)
+        if not measured.levels:
+            _draw_fields((left, middle), measured)
+            _draw_records(right, measured.fresh, measured.sampled)
+            _save(figure, file)
+            plt.close(figure)
+            return
         level = min(measured.levels, key=lambda found: abs(found.level - _SHOWN))
         ends = [float(level.true_N.min()), float(level.true_N.max())]
         left.plot(ends, ends, color="#999999", lw=1, zorder=0)
@@ -41,9 +47,24 @@ def draw_science(file: BinaryIO, title: str, measured: Measured) -> None:
         left.set_ylabel("model's energy [nats]")
         _draw_errors(middle, measured.figures)
         _draw_records(right, measured.fresh, measured.sampled)
-        figure.tight_layout(rect=(0, 0, 1, 0.95))
-        figure.savefig(file, format="png")
+        _save(figure, file)
         plt.close(figure)
+
+
+def _save(figure: Any, file: BinaryIO) -> None:
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(file, format="png")
+
+
+def _draw_fields(panels: tuple[Any, Any], measured: Measured) -> None:
+    """Channels of a true and of a sampled record, one above the other."""
+    for axes, x, label in zip(
+        panels, (measured.fresh, measured.sampled), ("true", "sampled"), strict=True
+    ):
+        record = np.concatenate([(c - c.min()) / (np.ptp(c) + 1e-12) for c in x[0]], axis=0)
+        axes.imshow(record, cmap="viridis")
+        axes.set_title(f"{label}: channels of one record")
+        axes.set_axis_off()
 
 
 def _draw_errors(axes: Any, figures: Mapping[str, float]) -> None:

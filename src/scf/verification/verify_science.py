@@ -20,9 +20,11 @@ import numpy as np
 import torch
 
 from scf.core.errors import ScfError, UsageError, VerificationFailed
+from scf.models.physics import register
 from scf.storage.partitions import Folder
 from scf.training.api import Model, fit
-from scf.verification.reference_systems import GaussianMixture
+from scf.verification.reference_darcy import DarcyFlow
+from scf.verification.reference_systems import Array
 from scf.verification.science_cases import CASES, Case, Joined, System, apart, case_named
 from scf.verification.science_figures import Measured, measure_case, rows_of
 from scf.verification.science_pictures import draw_science
@@ -56,11 +58,14 @@ def train_case(
     rng = np.random.default_rng([seed, 0])
     system = case.make(rng)
     x = system.sample(case.num, rng)
+    for law in case.laws:
+        register(law)
     began = time.process_time()
     model = fit(
         apart(x, case.fields) if case.fields else x,
-        boundary="" if isinstance(system, GaussianMixture) else "periodic",
-        true_score=system.score(x) if case.has_true_score else None,
+        units=case.units or None,
+        boundary=case.boundary,
+        true_score=_true_score(system, x) if case.has_true_score else None,
         seconds=seconds,
         seed=seed,
         clock=time.process_time,
@@ -76,6 +81,11 @@ def train_case(
         "records": case.num,
     }
     return Joined(model, case.fields) if case.fields else model, system, took
+
+
+def _true_score(system: System, x: Array) -> Array:
+    assert not isinstance(system, DarcyFlow)
+    return system.score(x)
 
 
 def run_cases(
