@@ -88,7 +88,7 @@ def test_a_door_of_unknown_power_does_not_pass_a_limit_on_work() -> None:
 def test_the_same_question_has_the_same_answer_within_the_budget(
     order: list[str], there: set[str], seconds: float, usd_max: float, data_bytes: int
 ) -> None:
-    need = Need(seconds=seconds, usd_max=usd_max, data_bytes=data_bytes)
+    need = Need(seconds=seconds, usd_max=usd_max or None, data_bytes=data_bytes)
     offers = {name: ALL[name] for name in there}
     decision = decide(order, offers, need)
 

@@ -32,12 +32,20 @@ class RunSettings:
         seconds_max: A job is ended after this long, if that is less than `job_deadline_s`.
         joules_max: A door whose power could make it more, or is unknown, is not used.
         within_h: Doors that would not be done by then are used only where no other is left.
+        upload_bytes_per_s: How fast data gets to other machines, for weighing them.
+        local_power_w: What this machine draws under load; 0 where nobody knows.
+        ssh_power_w: What the machine of `[ssh]` draws.
+        runpod_power_w: What a rented machine draws.
     """
 
     usd_max: float = 0.0
     seconds_max: float = 0.0
     joules_max: float = 0.0
     within_h: float = 0.0
+    upload_bytes_per_s: float = 10e6
+    local_power_w: float = 0.0
+    ssh_power_w: float = 0.0
+    runpod_power_w: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,15 @@ def conducting_rules(start: StartSettings, run: RunSettings, tune: TuneSettings)
 
     limits = [
         (f"[run] {name}", getattr(run, name), getattr(run, name) >= 0, "0 or more")
-        for name in ("usd_max", "seconds_max", "joules_max", "within_h")
+        for name in (
+            "usd_max",
+            "seconds_max",
+            "joules_max",
+            "within_h",
+            "local_power_w",
+            "ssh_power_w",
+            "runpod_power_w",
+        )
     ]
     pairs = [
         ("learning_rate", tune.learning_rate_min, tune.learning_rate_max),
@@ -90,6 +106,8 @@ def conducting_rules(start: StartSettings, run: RunSettings, tune: TuneSettings)
          "more than 0"),
         ("[start] schedule", start.schedule, Schedule.is_one(start.schedule), Schedule.FORMS),
         *limits,
+        ("[run] upload_bytes_per_s", run.upload_bytes_per_s, run.upload_bytes_per_s > 0,
+         "more than 0"),
         *((f"[tune] {name}_min", low, 0 < low <= high, f"above 0, at most {name}_max = {high!r}")
           for name, low, high in pairs),
         ("[tune] first_random", tune.first_random, tune.first_random > 0, "more than 0"),

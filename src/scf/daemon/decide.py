@@ -42,7 +42,7 @@ class Offer:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a job needs, and what it may take. A limit that is 0 is none.
+    """What a job needs, and what it may take; None is no limit.
 
     Attributes:
         seconds: How long it takes on this machine, at most.
@@ -54,9 +54,9 @@ class Need:
 
     seconds: float
     data_bytes: int = 0
-    usd_max: float = 0.0
-    joules_max: float = 0.0
-    within_s: float = 0.0
+    usd_max: float | None = None
+    joules_max: float | None = None
+    within_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ def _weigh(offer: Offer, need: Need) -> Weighed:
     usd = offer.usd_per_h * seconds / 3600.0
     joules = None if offer.power_w is None else offer.power_w * seconds
     against = offer.fault or _over_budget(usd, joules, need)
-    is_late = bool(need.within_s) and seconds > need.within_s
+    is_late = need.within_s is not None and seconds > need.within_s
     is_only_late = is_late and against is None
     if is_only_late:
-        wanted = format_duration(need.within_s)
+        wanted = format_duration(need.within_s or 0.0)
         against = f"done in {format_duration(seconds)}, wanted in {wanted}"
     why = against or _praise(offer, need, seconds, usd)
     is_free = offer.busy_with is None
@@ -158,11 +158,11 @@ def _weigh(offer: Offer, need: Need) -> Weighed:
 
 
 def _over_budget(usd: float, joules: float | None, need: Need) -> str | None:
-    if need.usd_max and usd > need.usd_max:
+    if need.usd_max is not None and usd > need.usd_max:
         return f"{usd:.2f} USD, the run has {need.usd_max:.2f}"
-    if need.joules_max and joules is None:
+    if need.joules_max is not None and joules is None:
         return "its power is unknown, and the work of a run is limited"
-    if need.joules_max and joules is not None and joules > need.joules_max:
+    if need.joules_max is not None and joules is not None and joules > need.joules_max:
         return f"{joules:.3g} J, the run has {need.joules_max:.3g}"
     return None
 

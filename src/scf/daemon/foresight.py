@@ -4,7 +4,8 @@ The same eyes as the conductor's (`Pulse`, `situation`, `is_due`), so that what 
 a daemon would do. Works beside a running daemon and without one.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +13,30 @@ from scf.config import FoundryConfig
 from scf.control.control_file import ControlFile
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import Clock
-from scf.core.errors import DriveError, InputError, MissingTool, VerificationFailed
+from scf.core.errors import (
+    DoorUnavailable,
+    DriveError,
+    InputError,
+    MissingTool,
+    ScfError,
+    VerificationFailed,
+)
 from scf.daemon.advance import is_due
 from scf.daemon.commands import CANCELS, IS_PAUSED
+from scf.daemon.doors import access_of, box_of
 from scf.daemon.errands import RELEASED_WEEK
+from scf.daemon.offers import choose_door
 from scf.daemon.orient import may_plan, moment_of, situation
-from scf.daemon.pipeline import LOCAL_JOBS_MAX, RECORDING, STAGES
+from scf.daemon.pipeline import MEASURE, RECORDING, STAGES, TRAIN
 from scf.daemon.pulse import Pulse, Signs
 from scf.daemon.rooms import Shelves, own_drive, week_of
 from scf.daemon.standing import reading_store
 from scf.daemon.triggers import is_it_time
+from scf.dispatch.registry import LOCAL, RUNPOD, SSH
 from scf.runs.record import Run
 from scf.runs.state import ACTIVE, State
 from scf.runs.store import RunStore
-from scf.vault.journal_file import JOURNAL
+from scf.vault.journal_file import JOURNAL, read_journal
 
 FILES_NAMED_MAX = 10
 
@@ -106,27 +117,65 @@ def _intentions(shelves: Shelves, store: RunStore) -> Iterator[Intention]:
 def _runs(shelves: Shelves, store: RunStore, *, is_paused: bool) -> Iterator[Intention]:
     now = shelves.clock.now()
     cancels = store.get(CANCELS, {})
-    taken = [attempt.run_id for attempt in store.open_attempts()]
     for run in store.runs(ACTIVE):
         if run.run_id in cancels:
             why = "the operator asked for its end: its job ends, then the run"
             yield Intention("advance", run.run_id, now=True, why=why)
             continue
-        hurdle = _hurdle(run, taken)
+        hurdle = _hurdle(run, store)
         if is_paused and run.state not in RECORDING:
             hurdle = "paused"
         elif not is_due(run, now):
             hurdle = f"it waits until {run.not_before} after: {run.reason}"
         why = f"{run.state}: {_NEXT[run.state]}" + (f"; waits: {hurdle}" if hurdle else "")
+        if run.state in {State.VALIDATED, State.PLANNED}:
+            why += f"; {_door_told(shelves, store, run, store.plan(run.run_id))}"
         yield Intention("advance", run.run_id, now=hurdle is None, why=why)
 
 
-def _hurdle(run: Run, taken: list[str]) -> str | None:
-    others = [run_id for run_id in taken if run_id != run.run_id]
-    needs_door = run.state in {State.PLANNED, State.RETURNED}
-    if needs_door and len(others) >= LOCAL_JOBS_MAX:
-        return f"the door is taken by {others[0]}"
-    return None
+def _door_told(shelves: Shelves, store: RunStore, run: Run, plan: Mapping[str, Any]) -> str:
+    """Which door a run's training would go through, and why; no door is opened for the answer."""
+    decision = choose_door(
+        run,
+        plan,
+        config=shelves.config,
+        doors=_Looked(shelves),
+        clock=shelves.clock,
+        attempts=store.attempts(run.run_id),
+        open_attempts=store.open_attempts(),
+    )
+    return f"door {decision.reason}" if decision.door else decision.reason
+
+
+class _Looked:
+    """The doors as the settings have them: what `Doors` would say before it asks anybody."""
+
+    def __init__(self, shelves: Shelves) -> None:
+        self._shelves = shelves
+        self.order = shelves.config.doors.order
+
+    def get(self, name: str) -> object:
+        config = self._shelves.config
+        try:
+            if name == SSH:
+                return box_of(config)
+            if name == RUNPOD:
+                return access_of(config, self._shelves.clock)
+        except ScfError as error:
+            raise DoorUnavailable(str(error), remedy=error.remedy) from error
+        return name
+
+
+def _hurdle(run: Run, store: RunStore) -> str | None:
+    """The job that keeps the run's next one waiting: its own goes on."""
+    kind = {State.PLANNED: TRAIN, State.RETURNED: MEASURE}.get(run.state)
+    if kind is None:
+        return None
+    door = LOCAL if kind == MEASURE else str(run.facts.get("door", LOCAL))
+    others = [
+        a.attempt_id for a in store.open_attempts() if a.door == door and a.run_id != run.run_id
+    ]
+    return f"the door {door} is taken by {others[0]}" if others else None
 
 
 def _ingests(signs: Signs) -> Iterator[Intention]:
@@ -172,7 +221,15 @@ def _planning(shelves: Shelves, store: RunStore, pulse: Pulse, signs: Signs) -> 
     ]
     hurdle = next((text for holds, text in hurdles if holds), None)
     why += f"; waits: {hurdle}" if hurdle else ""
+    run = Run(found.run_id, found.intent, State.DISCOVERED, why, 0, None, found.facts, "", "")
+    why += f"; {_door_told(shelves, store, run, _shards(shelves, pulse))}"
     yield Intention("plan", found.run_id, now=hurdle is None, why=why)
+
+
+def _shards(shelves: Shelves, pulse: Pulse) -> dict[str, Any]:
+    """The sizes that a plan would name."""
+    entries = itertools.islice(read_journal(shelves.vault_folder), pulse.prefix.shards)
+    return {"shards": [{"size_bytes": entry.size_bytes} for entry, _ in entries]}
 
 
 def _is_still(shelves: Shelves) -> bool:

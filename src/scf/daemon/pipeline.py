@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from scf.core.canonical import canonical_json
 from scf.core.errors import BudgetExceeded, DoorUnavailable, InputError, VerificationFailed
 from scf.core.identity import sha256_hex
+from scf.daemon.decide import Decision
+from scf.daemon.offers import JOBS_PER_DOOR, NOT_TAKEN, choose_door, was_refused
 from scf.daemon.planning import NoPlan, Planner
 from scf.daemon.rooms import Rooms
 from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
@@ -44,8 +46,6 @@ CONTROL = "control"
 # Inputs of a measuring job: `earlier-4-ebdm_gen0002` stood four weeks ago.
 EARLIER = "earlier"
 
-# Jobs that a door works on at a time: training takes all of a machine.
-LOCAL_JOBS_MAX = 1
 # Manifests that are read and verified in one go: some tenths of a second.
 SHARDS_PER_LOOK = 500
 # A worker ends its program at the deadline; one that is still there so much later is ended for it.
@@ -168,25 +168,35 @@ def _plan_facts(plan: "BatchPlan") -> dict[str, Any]:
 
 
 def decide(run: Run, bench: Bench) -> Step:
-    """VALIDATED: which door? The first in the operator's order that can be opened, and why."""
-    del run
-    doors = bench.rooms.doors
-    passed = []
-    for name in doors.order:
-        try:
-            doors.get(name)
-        except DoorUnavailable as error:
-            passed.append(f"{name}: {error}")
-            continue
-        why = "the only one configured" if len(doors.order) == 1 else "the first that opens"
-        reason = "; ".join([f"door {name}: {why}", *passed])
-        return Move(State.PLANNED, reason, facts={"door": name})
-    return Retry(f"no door can be opened: {'; '.join(passed)}", counts=False)
+    """VALIDATED: which door? Each is weighed, and the reasons for and against it are kept."""
+    decision = _choose_door(run, bench)
+    if decision.door is None:
+        return Retry(decision.reason, counts=False)
+    details = {"decision": decision.to_json()}
+    return Move(
+        State.PLANNED, f"door {decision.reason}", facts={"door": decision.door}, details=details
+    )
+
+
+def _choose_door(run: Run, bench: Bench) -> Decision:
+    return choose_door(
+        run,
+        bench.store.plan(run.run_id),
+        config=bench.rooms.config,
+        doors=bench.rooms.doors,
+        clock=bench.rooms.clock,
+        attempts=bench.store.attempts(run.run_id),
+        open_attempts=bench.store.open_attempts(),
+    )
 
 
 def submit(run: Run, bench: Bench) -> Step:
     """PLANNED: start the training job, or find the one that was started."""
-    name = str(run.facts.get("door", LOCAL))
+    under_way = _open_one(run, TRAIN, bench)
+    # Weighed anew for each try: a door may have come back, or have refused the last one.
+    name = under_way.door if under_way is not None else _choose_door(run, bench).door
+    if name is None:
+        return Retry(_choose_door(run, bench).reason, counts=False)
     busy = _busy_with(run, TRAIN, bench, name)
     if busy is not None:
         return Wait(f"the door {name} is taken by {busy}")
@@ -200,12 +210,25 @@ def submit(run: Run, bench: Bench) -> Step:
         folders["parent"] = parent.checkpoint
     attempt = _open_attempt(run, TRAIN, files, folders, bench, door=name)
     resume = _bundle_to_resume(run, bench)
-    _door_of(attempt, bench).submit(JobSpec.from_json(dict(attempt.spec)), files, resume=resume)
+    spec = JobSpec.from_json(dict(attempt.spec))
+    try:
+        _door_of(attempt, bench).submit(spec, files, resume=resume)
+    except DoorUnavailable as error:
+        return _not_taken(attempt, error, bench)
     return Move(
         State.SUBMITTED,
         f"attempt {attempt.number} at door {attempt.door}",
+        facts={"door": attempt.door},
         details={"attempt": attempt.attempt_id},
     )
+
+
+def _not_taken(attempt: Attempt, error: DoorUnavailable, bench: Bench) -> Step:
+    """Nothing was started there. Once the door has promised that nothing will be, others may."""
+    _door_of(attempt, bench).cancel(attempt.attempt_id)
+    ended = JobExit(ExitReason.CANCELLED, f"{NOT_TAKEN}: {error}")
+    end = _receipt(attempt, ended, JobStatus(JobPhase.ABSENT), bench)
+    return Retry(f"{attempt.door} did not take it: {error}", ends=end)
 
 
 def watch(run: Run, bench: Bench) -> Step:
@@ -500,7 +523,7 @@ def _busy_with(run: Run, kind: str, bench: Bench, door: str) -> str | None:
         for a in bench.store.open_attempts()
         if a.door == door and (a.run_id, a.kind) != (run.run_id, kind)
     ]
-    return others[0] if len(others) >= LOCAL_JOBS_MAX else None
+    return others[0] if len(others) >= JOBS_PER_DOOR else None
 
 
 def _ended(attempt: Attempt, status: JobStatus, bench: Bench) -> JobExit | None:
@@ -531,7 +554,8 @@ def _receipt(attempt: Attempt, ended: JobExit, status: JobStatus, bench: Bench) 
 
 def _bundle_to_resume(run: Run, bench: Bench) -> Path | None:
     """The bundle of the last try, if a new one can go on from what it left."""
-    closed = [a for a in bench.store.attempts(run.run_id, TRAIN) if not a.is_open]
+    attempts = bench.store.attempts(run.run_id, TRAIN)
+    closed = [a for a in attempts if not a.is_open and not was_refused(a)]
     if not closed or closed[-1].exit_reason not in INTERRUPTED:
         return None
     bundle = bench.rooms.jobs.path / closed[-1].attempt_id
