@@ -252,6 +252,7 @@ def test_a_full_disk_stops_the_ingest_and_keeps_what_was_whole(
 ) -> None:
     """2 MB of disk, 2.5 MB of fossils: whole shards stay, the rest is absent, and room helps."""
     drive = Drive.scaffold(small_disk / "root")
+    drive.set_budgets({"fossil_vault": 10**9})  # the disk is to be full, not the budget
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 400_000)
     path = write_fossils(tmp_path / "in.ndjson", range(5000))

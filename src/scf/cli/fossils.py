@@ -1,5 +1,6 @@
 """`scf ingest`, `scf fossil`: take records in, look at them, take them back, hand them on."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from scf.core.errors import InputError, NothingToDo, UsageError
 
 if TYPE_CHECKING:
     from scf.audit.log import AuditLog
+    from scf.dispatch.ray_cluster import RayCluster
     from scf.fertilization.batch_plan import BatchPlan
     from scf.fertilization.primordial_soup import IngestProgress
     from scf.fertilization.taint import Use
@@ -53,6 +55,13 @@ if TYPE_CHECKING:
     " MiB; each takes up to seven times its size in memory).",
 )
 @click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Read on the machines of this Ray cluster (HOST:PORT, or auto); this machine is one of"
+    " them, and alone writes to the vault.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Say what is understood, then read and judge everything, and write nothing.",
@@ -69,6 +78,7 @@ def ingest(
     mask_fields: tuple[str, ...],
     patch: str | None,
     record_max: str | None,
+    ray_address: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -95,7 +105,9 @@ def ingest(
         show(progress)
 
     num_read = 0
-    with _open_vault(context, to_write=not dry_run) as vault:
+    with contextlib.ExitStack() as stack:
+        machines = stack.enter_context(_cluster(ray_address)) if ray_address else None
+        vault = stack.enter_context(_open_vault(context, to_write=not dry_run))
         ingestor = PrimordialSoupIngestor(
             vault,
             progress=watch,
@@ -105,6 +117,7 @@ def ingest(
             ),
             shard_bytes=settings.shard_bytes,
             home=context.home,
+            machines=machines,
         )
         for path in paths:
             about: dict[str, Any] = {}
@@ -351,6 +364,12 @@ def _mark_zoo(context: Context, vault: "Vault", audit: "AuditLog") -> "Proposal 
             key=f"zoo.rollback_proposed/{proposal.generation}/{len(proposal.cids)}",
         )
     return proposal
+
+
+def _cluster(address: str) -> "RayCluster":
+    from scf.dispatch.ray_cluster import RayCluster
+
+    return RayCluster(address)
 
 
 def _open_vault(context: Context, *, to_write: bool) -> "Vault":

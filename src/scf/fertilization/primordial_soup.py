@@ -17,19 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from scf.core.errors import InputError
+from scf.core.errors import InputError, UsageError
 from scf.core.identity import sha256_hex
 from scf.fertilization.fossil_validator import FossilValidator
 from scf.fertilization.ingest_report import IngestProgress, IngestReport, Understood
-from scf.fertilization.minting import Mint, numbers_bytes
+from scf.fertilization.judging import Entry, Fault, Unreadable, read_entries
 from scf.fertilization.origin_memory import NAME, Known, OriginMemory, Recorder, key_of
 from scf.fertilization.origins import Found, digest_of, find_origins
-from scf.fertilization.readers.base import RECORD_MAX_BYTES, Draft, Origin, Reader, Record
+from scf.fertilization.readers.base import RECORD_MAX_BYTES, Origin, Reader
 from scf.fertilization.readers.describe import Describer, describe
 from scf.fertilization.readers.options import ReadOptions, options_of
 from scf.fertilization.readers.registry import READERS, UnknownFormat, reader_named
-from scf.storage.ndjson import LINE_MAX_BYTES, Line
-from scf.vault.fossil import Fossil, parse_fossil
+from scf.fertilization.remote_work import Machines, RemoteOrigin, call_of, work
+from scf.storage.ndjson import LINE_MAX_BYTES
+from scf.vault.fossil import Fossil
 from scf.vault.journal import SHARD_BYTES, Vault
 from scf.vault.journal_file import JOURNAL
 from scf.vault.quarantine import QuarantineFile, Rejection
@@ -64,6 +65,8 @@ class PrimordialSoupIngestor:
         shard_bytes: A shard is committed when it has reached this size.
         home: Where to remember what was ingested; with None, or with a validator of your own,
             every origin is read anew.
+        machines: Where origins are read and judged, by the standard readers and validator; here
+            where it is None. The vault is written here in any case.
     """
 
     def __init__(
@@ -77,7 +80,10 @@ class PrimordialSoupIngestor:
         record_max_bytes: int = RECORD_MAX_BYTES,
         shard_bytes: int = SHARD_BYTES,
         home: Path | None = None,
+        machines: Machines | None = None,
     ) -> None:
+        if machines is not None and (validator is not None or registry is not READERS):
+            raise UsageError("machines have the standard readers and the standard validator")
         self.vault = vault
         self.validator = validator or FossilValidator()
         self.registry = registry
@@ -86,6 +92,7 @@ class PrimordialSoupIngestor:
         self.record_max_bytes = record_max_bytes
         self.shard_bytes = shard_bytes
         self._home = home if validator is None else None
+        self.machines = machines
 
     def ingest(
         self,
@@ -121,7 +128,7 @@ class PrimordialSoupIngestor:
         )
         with self._memory() as memory:
             with context as sink:
-                session = _Session(self, path, files, sink, report, memory, dry_run=dry_run)
+                session = _Session(self, files, options or {}, sink, report, memory, dry_run)
                 session.run()
                 report.fossils_root = session.fossils_root()
             session.remember()
@@ -176,16 +183,14 @@ class _Session:
     def __init__(
         self,
         ingestor: PrimordialSoupIngestor,
-        path: Path,
         files: list[Found],
+        options: ReadOptions,
         sink: _Sink,
         report: IngestReport,
         memory: OriginMemory | None,
-        *,
         dry_run: bool,
     ) -> None:
         self._ingestor = ingestor
-        self._path = path
         self._files = files
         self._sink = sink
         self._report = report
@@ -202,6 +207,12 @@ class _Session:
         # Looked at after each new fossil, so without the 8 us that `Path` takes.
         self._journal = str(ingestor.vault.folder.path / JOURNAL)
         self._journal_bytes = self._journal_size()
+        self._remote: Iterator[Iterator[bytes]] | None = None
+        if ingestor.machines is not None:
+            line_max, record_max = ingestor.line_max_bytes, ingestor.record_max_bytes
+            readable = [f for f in files if f.reader is not None and f.fault is None]
+            calls = [call_of(f, options, line_max, record_max) for f in readable]
+            self._remote = ingestor.machines.stream(work, calls)
 
     def run(self) -> None:
         """Ingest every file, in order."""
@@ -225,25 +236,17 @@ class _Session:
         return self._sink.fossils_root()
 
     def _ingest_file(self, found: Found, done: int) -> None:
-        fault, reader = found.fault, found.reader
-        sha256 = sha256_hex(found.name.encode())  # names the quarantine file of what is unreadable
-        if reader is None and fault is None:
+        reader = found.reader
+        if reader is None and found.fault is None:
             self._report.skipped.append(found.name)
             return
-        if reader is not None:
-            if reader.name not in self._readers:
-                self._readers.append(reader.name)
-            try:
-                sha256 = digest_of(
-                    found.path, lambda size_bytes: self._tell(found.name, done, size_bytes)
-                )
-            except InputError as error:
-                fault = fault or error
+        if reader is not None and reader.name not in self._readers:
+            self._readers.append(reader.name)
+        sha256, entries = self._open(found, done)
         ingestor = self._ingestor
-        limits = (ingestor.line_max_bytes, ingestor.record_max_bytes)
-        origin = Origin(found.path, found.name, sha256, *limits)
         recorder = known = None
-        if reader is not None and fault is None and self._memory is not None:
+        if reader is not None and not isinstance(entries, Fault) and self._memory is not None:
+            limits = (ingestor.line_max_bytes, ingestor.record_max_bytes)
             key = key_of(sha256, reader.name, options_of(reader), *limits)
             known = self._met.get(key) or self._memory.find(key)
             if known is not None and known.is_whole and self._count_known(key, known):
@@ -252,13 +255,34 @@ class _Session:
                 self._forget(key)
                 known = None
             recorder = Recorder(self._memory, key, found.name, known)
-        self._read_file(origin, reader, fault, found, recorder, known, done)
+        each = iter([entries]) if isinstance(entries, Fault) else entries
+        self._read_file(each, sha256, found, recorder, known, done)
+
+    def _open(self, found: Found, done: int) -> tuple[str, Iterator[Entry] | Fault]:
+        """The digest of an origin and its records, read here or by a worker."""
+        ingestor = self._ingestor
+        fault, reader = found.fault, found.reader
+        if self._remote is not None and reader is not None and fault is None:
+            origin = RemoteOrigin(next(self._remote), found.path)
+            return origin.sha256, origin.entries()
+        if reader is not None and fault is None:
+            try:
+                sha256 = digest_of(
+                    found.path, lambda size_bytes: self._tell(found.name, done, size_bytes)
+                )
+            except InputError as error:
+                fault = error
+            else:
+                limits = (ingestor.line_max_bytes, ingestor.record_max_bytes)
+                here = Origin(found.path, found.name, sha256, *limits)
+                return sha256, read_entries(reader, here, ingestor.validator)
+        # The name stands for the bytes in the name of the quarantine file.
+        return sha256_hex(found.name.encode()), Fault(str(fault))
 
     def _read_file(
         self,
-        origin: Origin,
-        reader: Reader | None,
-        fault: InputError | None,
+        entries: Iterator[Entry],
+        sha256: str,
         found: Found,
         recorder: Recorder | None,
         known: Known | None,
@@ -267,22 +291,21 @@ class _Session:
         report = self._report
         is_whole = True
         far = _how_far(found)
-        mint = None if reader is None else Mint(origin, reader)
         again = self._refused_again(recorder, known)
         next_again = next(again, None)
-        with self._quarantine_file(origin.name, origin.sha256) as file:
-            for position, record in enumerate(_read(reader, origin, fault)):
+        with self._quarantine_file(found.name, sha256) as file:
+            for position, entry in enumerate(entries):
                 report.read += 1
                 if known is not None and position < known.position and position != next_again:
                     report.duplicates += 1
                     continue
                 if position == next_again:
                     next_again = next(again, None)
-                outcome = self._take(record, origin, mint)
+                outcome = self._take(entry)
                 if isinstance(outcome, Rejection):
                     report.quarantined += 1
                     report.reasons[outcome.kind] += 1
-                    is_whole = not isinstance(outcome, _Unreadable)
+                    is_whole = not isinstance(outcome, Unreadable)
                     if file is not None:
                         file.add(outcome)
                     if recorder is not None:
@@ -296,7 +319,7 @@ class _Session:
                         if is_new:
                             self._remember_committed(recorder)
                 if report.read % _PROGRESS_EVERY == 0:
-                    self._tell(origin.name, done, here_bytes=far(position, record))
+                    self._tell(found.name, done, here_bytes=far(position, entry.offset))
         if file is not None and file.count:
             report.quarantine.append(f"quarantine/{file.name}")
         if recorder is not None:
@@ -358,37 +381,12 @@ class _Session:
         except FileNotFoundError:
             return 0
 
-    def _take(
-        self, record: Record, origin: Origin, mint: Mint | None
-    ) -> Rejection | tuple[bool, bytes]:
+    def _take(self, entry: Entry) -> Rejection | tuple[bool, bytes]:
         """Store a record (whether it is new, and its digest), or say why not."""
-        if isinstance(record, Rejection):
-            return record
-        try:
-            if isinstance(record, Line):
-                return self._take_line(record)
-            assert mint is not None
-            size_bytes = numbers_bytes(record)
-            if size_bytes > origin.record_max_bytes:
-                reason = f"{size_bytes} bytes of numbers, at most {origin.record_max_bytes}"
-                return Rejection("size", reason, record.line, record.offset, record.index)
-            fossil = mint.fossil(record)
-            verdict = self._ingestor.validator.judge(fossil)
-            if verdict.ok:
-                fossil = replace(fossil, verifier=verdict.verifier())
-                return self._sink.add(fossil), fossil.digest
-            return Rejection(verdict.kind, verdict.reason, record.line, record.offset, record.index)
-        except InputError as error:
-            return _rejection(error, record)
-
-    def _take_line(self, line: Line) -> Rejection | tuple[bool, bytes]:
-        if line.fault is not None:
-            return Rejection("line", line.fault, line.number, line.offset)
-        fossil = parse_fossil(line.data, position=line.number - 1)
-        verdict = self._ingestor.validator.validate(fossil)
-        if verdict.ok:
-            return self._sink.add(fossil), fossil.digest
-        return Rejection(verdict.kind, verdict.reason, line.number, line.offset, data=line.data)
+        outcome = entry.judged()
+        if isinstance(outcome, Rejection):
+            return outcome
+        return self._sink.add(outcome), outcome.digest
 
     def _quarantine_file(
         self, name: str, sha256: str
@@ -413,8 +411,8 @@ class _Session:
         )
 
 
-def _how_far(found: Found) -> Callable[[int, Record], int]:
-    """A function from a record and its position to the bytes of the file that are behind it."""
+def _how_far(found: Found) -> Callable[[int, int | None], int]:
+    """A function from a record's position and offset to the bytes of the file behind it."""
     num_records = None
     if found.size_bytes >= _DESCRIBED_FROM_BYTES and isinstance(found.reader, Describer):
         try:
@@ -422,32 +420,10 @@ def _how_far(found: Found) -> Callable[[int, Record], int]:
         except InputError:
             num_records = None  # reading will say what is wrong
 
-    def far(position: int, record: Record) -> int:
+    def far(position: int, offset: int | None) -> int:
         if num_records:
             return min(found.size_bytes, found.size_bytes * (position + 1) // num_records)
         # In a compressed file the offset is that of the text; the file's size bounds what is told.
-        return min(found.size_bytes, record.offset or 0)
+        return min(found.size_bytes, offset or 0)
 
     return far
-
-
-def _read(reader: Reader | None, origin: Origin, fault: InputError | None) -> Iterator[Record]:
-    """The reader's records; where reading ends in an error, that error as a last rejection."""
-    if fault is not None or reader is None:
-        yield _Unreadable("unreadable", str(fault))
-        return
-    try:
-        yield from reader.read(origin)
-    except InputError as error:
-        yield _Unreadable(getattr(error, "kind", "unreadable"), str(error))
-
-
-class _Unreadable(Rejection):
-    """The rest of an origin cannot be read; what else it holds is not known."""
-
-
-def _rejection(error: InputError, record: Draft | Line) -> Rejection:
-    kind = getattr(error, "kind", "form")
-    if isinstance(record, Line):
-        return Rejection(kind, str(error), record.number, record.offset, data=record.data)
-    return Rejection(kind, str(error), record.line, record.offset, record.index)

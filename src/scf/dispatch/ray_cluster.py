@@ -1,0 +1,161 @@
+"""A Ray cluster as a set of machines that run one function on many inputs.
+
+Ray tasks with streaming generators, not Ray Data: what is read here is not a table. A record that
+is refused has to come back beside those that are not, in the order of the file; blocks must not be
+reordered, joined or split; and one process, here, consumes them all. Ray Data gives none of this
+without being told otherwise at each step, and needs pandas and pyarrow for it. Tasks give it, with
+back pressure, and Ray starts a task anew whose machine died.
+
+Nothing but this file imports ray (contract "Only doors call out"). Usage reports are off, and no
+dashboard is asked for.
+"""
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+from scf.core.errors import DoorError, DoorUnavailable, MissingTool, UsageError
+
+# How long a cluster's head may take to answer a knock, and a worker to give its next block of some
+# megabytes. A file is hashed whole before its first block: 600 s are 70 GB at 120 MB/s.
+_CONNECT_WAIT_S = 20.0
+_BLOCK_WAIT_S = 600.0
+# Blocks of one task that wait to be taken, and how often a task is started anew.
+_BLOCKS_AHEAD = 2
+_RETRIES = 2
+
+
+class RayCluster:
+    """A cluster that this machine is a node of.
+
+    Args:
+        address: `HOST:PORT` of its head, or `auto` for the one that this machine runs.
+        block_wait_s: Longest wait for a worker.
+
+    Raises:
+        MissingTool: ray is not installed.
+        DoorUnavailable: No cluster answers there.
+    """
+
+    def __init__(self, address: str, *, block_wait_s: float = _BLOCK_WAIT_S) -> None:
+        if "://" in address:
+            raise UsageError(
+                f"--ray {address}: the address of a cluster is HOST:PORT or auto",
+                remedy="Make this machine a node of it: `ray start --address=HOST:PORT`.",
+            )
+        self._ray = _ray()
+        self._block_wait_s = block_wait_s
+        try:
+            _look_for(address)  # ray itself knocks for minutes, then ends the process
+            self._ray.init(
+                address=address,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except Exception as error:
+            raise DoorUnavailable(
+                f"no Ray cluster answers at {address}: {error}",
+                remedy="Start one: `ray start --head`, and `ray start --address=HOST:PORT` on each "
+                "further machine, this one too.",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster; it goes on without us."""
+        self._ray.shutdown()
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of the whole cluster."""
+        return int(self._ray.cluster_resources().get("CPU", 1))
+
+    def stream(
+        self, work: Callable[..., Iterator[bytes]], calls: Sequence[tuple[Any, ...]]
+    ) -> Iterator[Iterator[bytes]]:
+        """What `work(*call)` yields, for each call in order; one task a CPU, and two waiting.
+
+        Raises:
+            DoorError: A worker gave nothing for too long, or died again and again.
+        """
+        task = self._ray.remote(work).options(
+            num_cpus=1,
+            scheduling_strategy="SPREAD",
+            max_retries=_RETRIES,
+            num_returns="streaming",
+            _generator_backpressure_num_objects=_BLOCKS_AHEAD,
+        )
+        ahead = self.num_cpus + 2
+        waiting = deque(calls)
+        running: deque[Any] = deque()
+        try:
+            while waiting or running:
+                while waiting and len(running) < ahead:
+                    running.append(task.remote(*waiting.popleft()))
+                yield self._blocks(running[0])
+                # Left before its end (the origin is known), or through.
+                self._cancel(running.popleft())
+        finally:
+            for generator in running:
+                self._cancel(generator)
+
+    def _blocks(self, generator: Any) -> Iterator[bytes]:
+        errors = self._ray.exceptions
+        try:
+            while True:
+                ready, _ = self._ray.wait([generator], timeout=self._block_wait_s)
+                if not ready:
+                    raise DoorError(
+                        f"the Ray cluster gave nothing for {self._block_wait_s:g} s",
+                        remedy="Look at it with `ray status`; a new ingest goes on.",
+                    )
+                try:
+                    reference = next(generator)
+                except StopIteration:
+                    return
+                yield self._ray.get(reference, timeout=self._block_wait_s)
+        except errors.RayTaskError as error:
+            raise DoorError(f"a worker failed: {error.cause!r}\n{error}") from error
+        except errors.RayError as error:
+            raise DoorError(
+                f"the Ray cluster failed: {error}",
+                remedy="Look at it with `ray status`; a new ingest goes on.",
+            ) from error
+
+    def _cancel(self, generator: Any) -> None:
+        with contextlib.suppress(Exception):  # it is through, or its machine is gone
+            self._ray.cancel(generator, force=False)
+
+
+def _look_for(address: str) -> None:
+    """Raise OSError where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_WAIT_S).close()
+
+
+def _ray() -> ModuleType:
+    # Ray phones home unless told not to, and looks at this when it is imported.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingTool(
+            "ingest on many machines needs ray, which is not installed",
+            remedy="Install the extra on each of them: `pip install 'scf[ray]'`.",
+        ) from error
+    module: ModuleType = ray
+    return module
