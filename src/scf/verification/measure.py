@@ -18,6 +18,9 @@ What is measured (schema scf.report/1, read by `verification.report`):
 * energy: quantiles in nats at `sigma`, of real, sampled and corrupted fossils.
 * auroc: for each corruption the chance that a corrupted fossil has a higher energy than a real one,
   over the fossils that it changes (shuffling a channel that is zero all day changes nothing).
+* energy_real, auroc_paired, observables, sliced_wasserstein, ranks, loss_by_sigma: how samples and
+  energies agree with real fossils, beside what chance shows (`verification.agreement`).
+* contrastive: verdict of a second phase of training, where there was one.
 * physics: mean residuals of real and sampled fossils. Samples are drawn for the given numbers
   (cos_zenith) of the held-out fossils, so both sides have the same seasons.
 """
@@ -42,7 +45,8 @@ from scf.models.record import Floats
 from scf.models.record_energy import RecordEnergy
 from scf.storage.partitions import Folder
 from scf.training.checkpoint import load_energy
-from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint
+from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint, read_state
+from scf.verification.agreement import agreement
 from scf.verification.corruptions import auroc, corruptions_for
 from scf.verification.cost import Rapl, measure_costs
 from scf.verification.denoising import (
@@ -127,6 +131,7 @@ def measure(
     real_N = energy.energy(x_ND, sigma, c_NK)
     energies = {"real": real_N, "sampled": energy.energy(sampled[0], sigma, given)}
     aurocs = {}
+    all_spoiled = {}
     rng = np.random.default_rng(seed)
     for name, corrupt in corruptions_for(energy.layout).items():
         spoiled_ND = corrupt(x_ND, rng)
@@ -135,6 +140,7 @@ def measure(
             corrupted_N = energy.energy(spoiled_ND[changed], sigma, c_NK[changed])
             aurocs[name] = auroc(real_N[changed], corrupted_N)
             energies[name] = corrupted_N
+            all_spoiled[name] = changed, corrupted_N
     names = [field.name for field in (*energy.layout.modelled, *energy.layout.given)]
     finite = all(bool(np.isfinite(v).all()) for v in (losses, *energies.values()))
     report |= {
@@ -149,6 +155,9 @@ def measure(
         "physics": check_physics(constraints_for(names), energy.layout, (x_ND, c_NK), sampled),
         "finite": finite,
     }
+    if finite:
+        both = real_N, energies["sampled"]
+        report |= agreement(energy, held_out, sampled[0], both, all_spoiled, noisy, seed=seed)
     if not finite:
         report["dsm_loss"] = None  # a number that is not one is never replaced by one that is
     return Measured(report, energies, sampled)
@@ -176,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = measure(energy, held_out, sigma=sigma, champion=champion, seed=options.seed)
         others: dict[str, Any] = {
             "near_duplicates": pool.near_duplicates,
+            "contrastive": read_state(checkpoint).get("contrastive") or None,
             "earlier_champions": earlier_losses(
                 energy, held_out, load_earlier(options.earlier), options.seed
             ),

@@ -245,7 +245,7 @@ CASES: tuple[Case, ...] = (
                 Target("log_z_error_per_site@0.2", 0.006),
                 Target("mode_weight_error", 0.05),
             ),
-            settings={"batch_size": 256, "learning_rate": 3e-3, "dual_weight": 0.1},
+            settings={"site_width": 0, "batch_size": 256, "learning_rate": 3e-3},
             unit=1.0,
             boundary="",
         )
