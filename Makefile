@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test install lint bench docs clean
+.PHONY: help quickstart test install lint bench docs image clean
 
 help:  ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: install  ## Format, lint, types, layers
 
 bench: install  ## Benchmarks; results go to benchmarks/results/
 	@$(BIN)/python -m benchmarks
+
+image:  ## Build the worker's image with buildah (BASE=... TORCH=none for a try)
+	@scripts/image.sh $(or $(TAG),scf-worker)
 
 docs: install  ## Check that the documents' links and examples hold
 	@$(BIN)/python -m pytest -q tests/docs

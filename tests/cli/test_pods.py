@@ -58,6 +58,7 @@ image = "worker@sha256:{"0" * 64}"
 gpus = ["NVIDIA RTX A4000"]
 python = "{sys.executable}"
 root = "workspace"
+user = ""
 look_s = 0.1
 visible_s = 0.5
 rest = "{provider.rest}"

@@ -79,6 +79,7 @@ image = "worker@sha256:{"0" * 64}"
 gpus = ["NVIDIA RTX A4000"]
 python = "{sys.executable}"
 root = "workspace"
+user = ""
 look_s = 0.2
 visible_s = 2.0
 rest = "{provider.rest}"

@@ -67,6 +67,8 @@ class RunpodSection:
         num_gpus: GPUs in a pod.
         nodes: Machines that train one model together; more than 1 rents a cluster.
         disk_gb: Disk of a pod.
+        min_cuda: Oldest CUDA version of the host's driver; our image's torch needs 13.0.
+        user: Login on the pod; empty: as the provider says it (`root`). Our image knows `worker`.
         max_usd_per_h: A pod that costs more is not rented.
         max_usd_per_job: Price times lease of all pods of a job stays below.
         ready_s: From the order until ssh answers; then the next candidate is tried.
@@ -89,6 +91,8 @@ class RunpodSection:
     num_gpus: int = 1
     nodes: int = 1
     disk_gb: int = 80
+    min_cuda: str = "13.0"
+    user: str = "worker"
     max_usd_per_h: float = 5.0
     max_usd_per_job: float = 25.0
     ready_s: float = 1200.0

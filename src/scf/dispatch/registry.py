@@ -43,8 +43,8 @@ class RunpodAccess:
         graphql: Address of GraphQL (`SCF_RUNPOD_GRAPHQL`); None for the provider's.
         gpus: GPU types in order of preference.
         data_centers: Where, in order of preference; empty leaves it to the provider.
-        cloud, num_gpus, disk_gb, max_usd_per_h, max_usd_per_job, ready_s, return_s, look_s,
-            visible_s, route, root, python, bandwidth_kib_s: See `RunpodSettings`.
+        cloud, num_gpus, disk_gb, min_cuda, user, max_usd_per_h, max_usd_per_job, ready_s,
+            return_s, look_s, visible_s, route, root, python, bandwidth_kib_s: See `RunpodSettings`.
         purse: Asked before each order.
         worker: The worker's command line; None for the real one.
     """
@@ -58,6 +58,8 @@ class RunpodAccess:
     cloud: str = "SECURE"
     num_gpus: int = 1
     disk_gb: int = 80
+    min_cuda: str | None = "13.0"
+    user: str | None = None
     max_usd_per_h: float = 5.0
     max_usd_per_job: float = 25.0
     ready_s: float = 1200.0
@@ -170,6 +172,8 @@ def rental_of(access: RunpodAccess) -> "RunpodSettings":
         max_usd_per_job=access.max_usd_per_job,
         num_gpus=access.num_gpus,
         disk_gb=access.disk_gb,
+        min_cuda=access.min_cuda,
+        user=access.user,
         route=access.route,
         ready_s=access.ready_s,
         return_s=access.return_s,

@@ -33,6 +33,8 @@ class RunpodSettings:
         max_usd_per_job: Price times lease of one pod stays below.
         num_gpus: GPUs in a pod.
         disk_gb: Its disk.
+        min_cuda: Oldest CUDA version of the host's driver; None for any.
+        user: Login on the pod; None: as the provider says it.
         route: `graphql` (with the server-side end) or `rest`.
         ready_s: From the order until ssh answers; then the next candidate is tried.
         return_s: Part of the lease after the job's deadline: its outputs come back in it.
@@ -50,6 +52,8 @@ class RunpodSettings:
     max_usd_per_job: float = 25.0
     num_gpus: int = 1
     disk_gb: int = 80
+    min_cuda: str | None = "13.0"
+    user: str | None = None
     route: str = "graphql"
     ready_s: float = 1200.0
     return_s: float = 1800.0

@@ -93,7 +93,11 @@ class RentedPods:
         if pod.status is not PodStatus.RUNNING or pod.ssh is None:
             return None
         ready = {"pod_id": pod.pod_id, "host": pod.ssh.host, "port": pod.ssh.port}
-        ready |= {"user": pod.ssh.user, "name": pod.name, "cost_usd_per_h": pod.cost_usd_per_h}
+        ready |= {
+            "user": self._rental.user or pod.ssh.user,
+            "name": pod.name,
+            "cost_usd_per_h": pod.cost_usd_per_h,
+        }
         # RUNNING says little: ready is when its ssh server answers with the key that we gave it.
         with contextlib.suppress(BoxUnreachable):
             self._link(job_id, ready, ()).call("prepare", {"wanted": []}, limit_s=30.0)
@@ -340,6 +344,7 @@ class RentedPods:
             cloud=candidate.cloud,
             data_center=candidate.data_center,
             disk_gb=self._rental.disk_gb,
+            min_cuda=self._rental.min_cuda,
             env=environment,
         )
 

@@ -32,7 +32,7 @@ def facts(seconds: float) -> dict[str, Any]:
         "free_bytes": shutil.disk_usage(".").free,
         "driver": _driver(),
         # Names only: what the provider puts into a pod's environment, none of it shown.
-        "provider_variables": _names_of_first_process(),
+        "provider_variables": _names_of_variables(),
     }
     try:
         import torch
@@ -72,13 +72,12 @@ def _driver() -> str | None:
     return asked.stdout.strip()[:200] or None if asked.returncode == 0 else None
 
 
-def _names_of_first_process() -> list[str] | None:
+def _names_of_variables() -> list[str] | None:
+    """As our image's entrypoint wrote them down; None in another image."""
     try:
-        rows = Path("/proc/1/environ").read_bytes().split(b"\0")
+        return Path("/run/scf/variables").read_text().split()
     except OSError:
         return None
-    names = (row.partition(b"=")[0].decode(errors="replace") for row in rows if row)
-    return sorted(name for name in names if name.startswith(("RUNPOD_", "SCF_", "PUBLIC_KEY")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
