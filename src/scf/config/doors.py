@@ -7,7 +7,7 @@ mean "not set".
 
 from dataclasses import dataclass
 
-DOORS = ("local", "ssh", "runpod", "ray")
+DOORS = ("local", "ssh", "runpod")
 CLOUDS = ("SECURE", "COMMUNITY")
 ROUTES = ("graphql", "rest")
 

@@ -23,7 +23,7 @@ from scf.core.units import format_bytes
 from scf.daemon.doors import account_of, box_of
 from scf.daemon.heartbeat import is_running
 from scf.daemon.rooms import own_drive
-from scf.dispatch.registry import LOCAL, RAY, RUNPOD, SSH, open_client
+from scf.dispatch.registry import LOCAL, RUNPOD, SSH, open_client
 from scf.dispatch.runpod_key import find_key
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -68,8 +68,6 @@ def examine(config: FoundryConfig, *, offline: bool = False) -> list[Finding]:
     findings.append(Finding("doors", OK, f"in order of preference: {', '.join(order)}"))
     if SSH in order:
         findings += _guarded("ssh door", lambda: _ssh(config, offline=offline))
-    if RAY in order:
-        findings.append(_library("ray door", "ray", "ray"))
     if RUNPOD in order or config.runpod.image:
         findings += _guarded("runpod", lambda: _runpod(config, offline=offline))
     return findings

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from scf.dispatch.runpod import RunpodDoor, RunpodSettings
     from scf.dispatch.runpod_client import RunpodClient
 
-LOCAL, SSH, RUNPOD, RAY = "local", "ssh", "runpod", "ray"
-NAMES = (LOCAL, SSH, RUNPOD, RAY)
+LOCAL, SSH, RUNPOD = "local", "ssh", "runpod"
+NAMES = (LOCAL, SSH, RUNPOD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def open_door(
     jobs: Folder,
     home: Path,
     *,
-    box: BoxAccess | None = None,
+    box: SshBox | None = None,
     runpod: RunpodAccess | None = None,
 ) -> Dispatcher:
     """Open a door, and go on with what it had open.
@@ -108,9 +108,8 @@ def open_door(
         from scf.dispatch.follower import FollowSettings
         from scf.dispatch.ssh import SshDoor
 
-        ssh = SshDoor(
-            box, jobs, home, settings=FollowSettings(code=home / "code", look_s=box.look_s)
-        )
+        look_s = box.look_s if isinstance(box, BoxAccess) else FollowSettings().look_s
+        ssh = SshDoor(box, jobs, home, settings=FollowSettings(code=home / "code", look_s=look_s))
         ssh.resume()
         return ssh
     if name == RUNPOD:
