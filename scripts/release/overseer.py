@@ -1,25 +1,26 @@
 #!/usr/bin/env python3
-"""On the overseer (a self-hosted runner): make the week's release and put it into one archive.
+"""On the overseer (a self-hosted runner): make the week's release and put it into an archive.
 
     python scripts/release/overseer.py OUT
 
 Week and dry run come from the environment (SCF_WEEK, SCF_DRY_RUN), so that no text of a workflow
-ever becomes part of a command. OUT gets `week-YYYY-MM-DD.tar.gz`; its name goes to GITHUB_OUTPUT as
-`release`. A week that is released already is packed again, byte for byte the same; where nothing
-was ever promoted, `release` stays empty and there is nothing to publish.
+ever becomes part of a command. OUT gets `week-YYYY-MM-DD.tar.gz`, in parts where that is long; the
+name goes to GITHUB_OUTPUT as `release`. A week that is released already is packed again, byte for
+byte the same; where nothing was ever promoted, `release` stays empty and there is nothing to
+publish.
 
 Exit code 0, or that of `scf release make` (DESIGN section 6).
 """
 
-import gzip
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from scf.dispatch.outlets.archive import pack
 
 PROMOTE = Path(__file__).with_name("weekly_promote.py")
 NOTHING_TO_DO = 3
@@ -51,22 +52,9 @@ def main(arguments: list[str]) -> int:
     out = Path(arguments[0])
     out.mkdir(parents=True, exist_ok=True)
     release = Path(folder)
-    pack(release, out / f"{release.name}.tar.gz")
+    pack(release, out)
     _tell(release.name)
     return 0
-
-
-def pack(release: Path, out: Path) -> None:
-    """The folder as .tar.gz; the same files under the same name give the same bytes."""
-    with (
-        gzip.GzipFile(filename=out, mode="wb", mtime=0, compresslevel=1) as zipped,
-        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for path in sorted(p for p in release.rglob("*") if p.is_file()):
-            about = tarfile.TarInfo(f"{release.name}/{path.relative_to(release).as_posix()}")
-            about.size, about.mode = path.stat().st_size, 0o444
-            with path.open("rb") as file:
-                tar.addfile(about, file)
 
 
 def _run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":

@@ -2,7 +2,7 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,12 @@ from scf.cli.common import Context, common_options, emit, json_option, talk
 from scf.cli.evidence import VERIFICATION_FAILED, foundry_key
 from scf.core.errors import UsageError
 from scf.core.units import format_bytes, parse_size_bytes
+from scf.dispatch.outlets.registry import KINDS
+from scf.release.push import require_published
+
+if TYPE_CHECKING:
+    from scf.release.push import Pushed
+    from scf.release.weekly import ReleaseResult
 
 
 @click.group()
@@ -31,10 +37,24 @@ def release() -> None:
     help="What the release may take, such as 8GB (default: a 52nd "
     "of the budget of release_history).",
 )
+@click.option("--publish", is_flag=True, help="Then publish it where [release] push says.")
+@click.option(
+    "--push",
+    "push_to",
+    multiple=True,
+    metavar="ADDRESS",
+    help=f"Then publish it here: {', '.join(KINDS)}.",
+)
 @json_option
 @common_options
 def release_make(
-    context: Context, week: str | None, dry_run: bool, size_max: str | None, as_json: bool
+    context: Context,
+    week: str | None,
+    dry_run: bool,
+    size_max: str | None,
+    publish: bool,
+    push_to: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Pack the champion of the zoo into release_history/week-YYYY-MM-DD/.
 
@@ -42,29 +62,48 @@ def release_make(
     signed statement about the training run, the list of fossils with signed manifests, and a
     verifier that needs nothing but Python. It is written once and chained to the release before.
     In a week without a promotion it names the champion's earlier release instead of its weights.
+    With --publish or --push it is published, also if it was made before.
 
     \b
     Exit codes: 0 released; 3 the week is released already, or nothing was ever promoted;
-    4 emergency lock; 5 something does not verify; 6 disk full or over the cap; 7 drive missing.
+    4 emergency lock; 5 something does not verify; 6 disk full or over the cap; 7 drive missing;
+    8 released, but not published everywhere.
     """  # noqa: D301 - click asks for this character
     from scf.control.emergency_lock import EmergencyLock
-    from scf.release.weekly import make_release, open_foundry
+    from scf.release.weekly import AlreadyReleased, make_release, open_foundry
 
     monday = _monday(week)
-    lock = EmergencyLock(context.home)
+    addresses = _addresses(context, push_to) if publish or push_to else ()
     if not dry_run:
-        lock.require_clear("the weekly release")
+        EmergencyLock(context.home).require_clear("the weekly release")
+    cap = parse_size_bytes(size_max) if size_max else context.config.release.size_max_bytes
+    made = None
     with open_foundry(
         context.drive,
         context.home,
         code_version=scf.__version__,
-        settings=context.config.without_paths(),
-        size_max_bytes=parse_size_bytes(size_max) if size_max else None,
+        settings=context.config.public(),
+        size_max_bytes=cap,
     ) as foundry:
-        made = make_release(foundry, week=monday, dry_run=dry_run)
+        try:
+            made = make_release(foundry, week=monday, dry_run=dry_run)
+            path = made.path
+        except AlreadyReleased as already:
+            if not addresses or dry_run:
+                raise
+            path = already.path
+    results = _push(context, path, addresses, as_json=as_json) if path and addresses else []
     if as_json:
-        emit({"schema_version": 1, "dry_run": dry_run, **made.to_json()})
-        return
+        about = made.to_json() if made else {"release": path and path.name, "path": str(path)}
+        pushed = [result.to_json() for result in results]
+        emit({"schema_version": 1, "dry_run": dry_run, **about, "pushed": pushed})
+    elif made is not None:
+        _show_made(made)
+    if path is not None and addresses:
+        require_published(results, path.name)
+
+
+def _show_made(made: "ReleaseResult") -> None:
     kind = made.kind.replace("_", " ")
     click.echo(f"{made.name}: {made.generation} ({kind}), {made.fossils:,} fossils")
     click.echo(f"  follows   {made.previous or 'nothing: this is the first'}")
@@ -75,6 +114,74 @@ def release_make(
     else:
         click.echo(f"  lies at   {made.path}")
         click.echo(f"  check it  scf release verify {made.path}")
+
+
+@release.command("push")
+@click.argument("name", metavar="WEEK", default="latest")
+@click.option(
+    "--to",
+    "push_to",
+    multiple=True,
+    metavar="ADDRESS",
+    help=f"Where: {', '.join(KINDS)} (default: [release] push).",
+)
+@json_option
+@common_options
+def release_push(context: Context, name: str, push_to: tuple[str, ...], as_json: bool) -> None:
+    """Publish a release: `week-2026-11-16`, `2026-11-16` or `latest`. Whole, once, resumable.
+
+    It is verified first. An upload that was interrupted shows nobody anything; run the command
+    again and it goes on. Credentials come from the environment or the tools' own files, never from
+    the command line: docs/operations/publish.md.
+
+    \b
+    Exit codes: 0 published; 3 it was published everywhere already; 4 emergency lock;
+    5 it does not verify; 8 an outlet did not take it.
+    """  # noqa: D301 - click asks for this character
+    from scf.release.compare import find_release
+
+    addresses = _addresses(context, push_to)
+    path = find_release(context.drive.folder("release_history"), name).path
+    results = _push(context, path, addresses, as_json=as_json)
+    if as_json:
+        pushed = [result.to_json() for result in results]
+        emit({"schema_version": 1, "release": path.name, "pushed": pushed})
+    require_published(results, path.name)
+
+
+def _addresses(context: Context, push_to: tuple[str, ...]) -> tuple[str, ...]:
+    """Where to publish. Raises UsageError where nobody said."""
+    addresses = push_to or context.config.release.push
+    if not addresses:
+        raise UsageError(
+            "nobody said where to publish",
+            remedy="Name an address (`scf release push --help`), or write [release] push = "
+            '["folder:/srv/releases"] in scf.toml.',
+        )
+    return addresses
+
+
+def _push(
+    context: Context, path: Path, addresses: tuple[str, ...], *, as_json: bool
+) -> "list[Pushed]":
+    """Publish, telling people how it goes."""
+    from scf.audit.log import AuditLog
+    from scf.control.emergency_lock import EmergencyLock
+    from scf.dispatch.outlets.registry import open_outlet
+    from scf.release.push import push
+    from scf.signing.keys import load_signer
+
+    EmergencyLock(context.home).require_clear("publishing")
+    outlets = [open_outlet(address, talk=talk) for address in addresses]
+    signer = load_signer(context.key_folder, "foundry")
+    audit = AuditLog.open(context.drive.folder("zk_proofs", "audit"), context.home, signer)
+    results = push(path, outlets, key=signer.public_key, audit=audit)
+    for result in results:
+        sent = f", {format_bytes(result.sent_bytes)} sent" if result.sent_bytes else ""
+        kept = f", {format_bytes(result.kept_bytes)} were there" if result.kept_bytes else ""
+        line = f"{result.address}: {result.result}{sent}{kept}: {result.detail}"
+        talk(line) if as_json else click.echo(line)
+    return results
 
 
 @release.command("list")

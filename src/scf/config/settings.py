@@ -105,6 +105,26 @@ class GateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReleaseSettings:
+    """The weekly release.
+
+    Attributes:
+        push: Where `scf release make --publish` and `scf release push` send it: `folder:/PATH`,
+            `s3://BUCKET/PREFIX`, `hf://OWNER/REPOSITORY`, `github://OWNER/REPOSITORY`. Credentials
+            never stand here: docs/operations/publish.md says where they come from.
+        size_max_mb: What one release may take, in MB; 0 is a 52nd of release_history's budget.
+    """
+
+    push: tuple[str, ...] = ()
+    size_max_mb: float = 0.0
+
+    @property
+    def size_max_bytes(self) -> int | None:
+        """The cap; None for the default."""
+        return int(self.size_max_mb * 1e6) or None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoundryConfig:
     """All settings, built once in `main`.
 
@@ -125,11 +145,11 @@ class FoundryConfig:
     start: StartSettings = field(default_factory=StartSettings)
     run: RunSettings = field(default_factory=RunSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
+    release: ReleaseSettings = field(default_factory=ReleaseSettings)
 
-    def without_paths(self) -> dict[str, Any]:
-        """Every setting but where things lie: what a release may show."""
-        known = dataclasses.asdict(self)
-        return {name: value for name, value in known.items() if isinstance(value, dict)}
+    def public(self) -> dict[str, Any]:
+        """What a release may show: how models are made, and no path, host, account or address."""
+        return {name: dataclasses.asdict(getattr(self, name)) for name in _PUBLIC}
 
     def need_root(self) -> Path:
         """The drive's root. Raises OperatorError when none is configured."""
@@ -152,7 +172,10 @@ _SECTIONS: dict[str, type] = {
     "start": StartSettings,
     "run": RunSettings,
     "tune": TuneSettings,
+    "release": ReleaseSettings,
 }
+# Sections that releases show. A new section stays private until it is named here.
+_PUBLIC = ("vault", "training", "daemon", "gate", "start", "run", "tune")
 # Environment variables that go before a setting of [runpod].
 _ADDRESSES = {"SCF_RUNPOD_REST": "rest", "SCF_RUNPOD_GRAPHQL": "graphql"}
 
@@ -262,6 +285,8 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
         ("[daemon] max_attempts", config.daemon.max_attempts, config.daemon.max_attempts > 0,
          "more than 0"),
         ("[gate] alpha", config.gate.alpha, 0 < config.gate.alpha < 0.5, "between 0 and 0.5"),
+        ("[release] size_max_mb", config.release.size_max_mb, config.release.size_max_mb >= 0,
+         "0 or more"),
         *door_rules(config.doors, config.ssh, config.runpod),
         *conducting_rules(config.start, config.run, config.tune),
     ]  # fmt: skip

@@ -307,8 +307,8 @@ class Rooms(Shelves):
                 keys=public_keys(self.config.home / "keys"),
                 code_version=scf.__version__,
                 clock=self.clock,
-                settings=self.config.without_paths(),
-                size_max_bytes=size_cap_bytes(self.drive),
+                settings=self.config.public(),
+                size_max_bytes=self.config.release.size_max_bytes or size_cap_bytes(self.drive),
             )
             return make_release(foundry)
 

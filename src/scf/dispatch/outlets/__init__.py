@@ -1,0 +1,1 @@
+"""Where releases are published: a folder, S3, the Hugging Face hub, GitHub. One interface."""
