@@ -16,7 +16,13 @@ OPEN = RecordLayout.of([FieldLayout("phi", "float64", (8, 8), "1")])
 
 def net(shape=(8, 8), *, seed=0, **options) -> LatticeNet:
     torch.manual_seed(seed)
-    settings = {"periodic": True, "width": 6, "depth": 1, "levels": 1, "is_even": False} | options
+    settings = {
+        "boundaries": ["periodic"] * len(shape),
+        "width": 6,
+        "depth": 1,
+        "levels": 1,
+        "is_even": False,
+    } | options
     made = LatticeNet(shape, 2, 3, **settings).double()
     torch.nn.init.normal_(made.head.weight)
     return made
@@ -32,7 +38,7 @@ def inputs(num_sites: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_neighbours_are_the_sites_around(shape) -> None:
     """Against numpy's roll, in one, two and three dimensions."""
     index = np.arange(np.prod(shape)).reshape(shape)
-    table = neighbour_table(shape, True, 1).numpy()
+    table = neighbour_table(shape, ["periodic"] * len(shape), 1).numpy()
     for column, offset in enumerate(np.ndindex(*[3] * len(shape))):
         moved = np.roll(index, [1 - o for o in offset], axis=range(len(shape)))
         np.testing.assert_array_equal(table[:, column], moved.ravel())
@@ -40,7 +46,7 @@ def test_neighbours_are_the_sites_around(shape) -> None:
 
 def test_beyond_an_open_edge_there_is_nothing() -> None:
     """A corner of a 3 x 3 grid has five neighbours that are not there."""
-    table = neighbour_table((3, 3), False, 1)
+    table = neighbour_table((3, 3), ["open", "open"], 1)
     assert (table[0] == 9).sum() == 5
     assert (table[4] == 9).sum() == 0
 
@@ -57,7 +63,7 @@ def test_a_periodic_net_is_blind_to_translations(shape, levels) -> None:
 
 
 def test_an_open_net_sees_the_edge() -> None:
-    model = net(periodic=False)
+    model = net(boundaries=["open", "open"])
     sites, noise = inputs(64)
     moved = sites.view(3, 8, 8, 2).roll(1, dims=1).reshape(sites.shape)
     assert (model(moved, noise) - model(sites, noise)).abs().min() > 1e-9

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scf.models.energy_model import EnergyModel, NetworkConfig
-from scf.models.frame import Frame, LinearGaussian, Moments
+from scf.models.frame import Frame, LinearGaussian, Moments, Symmetry
 from scf.models.noise import NoiseRange
 from scf.models.record import FieldLayout, RecordLayout
 from scf.models.record_energy import RecordEnergy
@@ -41,12 +41,14 @@ def record_energy(
     c: np.ndarray | None = None,
     *,
     noise: float = 0.0,
+    symmetry: Symmetry | None = None,
     **config,
 ) -> RecordEnergy:
     """A model with its frame fitted to rows x; `noise` > 0 sets its weights to small random ones."""
     c = np.zeros((len(x), layout.given_size)) if c is None else c
     moments = Moments(layout)
     moments.add(x, c)
+    moments.symmetry = symmetry or Symmetry()
     frame = Frame.of(moments)
     range_ = NoiseRange()
     torch.manual_seed(0)

@@ -73,6 +73,14 @@ def test_a_wrong_normaliser_is_seen() -> None:
     assert figures["energy_mae@0.1"] == pytest.approx(0, abs=1e-9)
 
 
+def test_a_figure_that_is_no_number_is_none_and_short() -> None:
+    """NaN is neither met nor written as a number."""
+    case = gaussian_case(targets=(Target("score_error@0.1", 0.1),))
+    (row,) = rows_of(case, {"score_error@0.1": float("nan")})
+    assert (row["measured"], row["met"]) == (None, False)
+    assert "none" in table_lines({"table": [row]})[1]
+
+
 def test_lattice_figures_have_their_ceiling() -> None:
     """The action in place of a model: AUROC equals its ceiling, observables agree."""
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from scf.models.activation import bounded
 from scf.models.frame import Frame, LinearGaussian
 from scf.models.physics import PhysicsConstraint
-from scf.models.record import FieldLayout, RecordLayout
+from scf.models.record import PERIODIC, WALL, FieldLayout, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J features of a site,
 # I inputs of the network, R residuals.
@@ -145,6 +145,9 @@ class PhysicsEncoder(nn.Module):
                 + self.coordinates_SX.shape[1]
             )
 
+        edges = _edges(layout)
+        self.num_edges = len(edges)
+        self.register_buffer("edge_ES", edges, persistent=False)
         places = layout.slices(given=True)
         off = [np.arange(layout.given_size)[places[f.name]] for f in layout.given
                if f.shape != self.site_shape]  # fmt: skip
@@ -156,6 +159,7 @@ class PhysicsEncoder(nn.Module):
         self.num_off_grid = len(self._off_grid_K)
 
     coordinates_SX: Tensor
+    edge_ES: Tensor
     _off_grid_K: Tensor
 
     def load(self, frame: Frame) -> None:
@@ -221,6 +225,7 @@ class PhysicsEncoder(nn.Module):
         channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
         channels += self._near_at_sites(near_BU)
         channels += self._given_at_sites(c_BK)
+        channels += [self.edge_ES.expand(len(z_BD), -1, -1)] if self.num_edges else []
         sites_BSJ = bounded(torch.cat(channels, dim=1)).mT
         if has_place:
             where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
@@ -231,7 +236,7 @@ class PhysicsEncoder(nn.Module):
         """J of `lattice_sites`."""
         place = self.coordinates_SX.shape[1] if has_place else 0
         fields = 2 * len(self.layout.modelled) + len(self.layout.given)
-        return fields + len(self.residuals) + self.num_bound_channels + place
+        return fields + len(self.residuals) + self.num_bound_channels + self.num_edges + place
 
     def off_grid(self, c_BK: Tensor) -> Tensor:
         """Given numbers that belong to the whole record, not to its sites."""
@@ -334,6 +339,25 @@ def _is_sitewise_linear(layout: RecordLayout, constraint: PhysicsConstraint) -> 
     return all(field.shape == layout.site_shape for field in needed) and any(
         field.name in constraint.needs for field in layout.modelled
     )
+
+
+def _edges(layout: RecordLayout) -> Tensor:
+    """How near each site is to an edge, (E, S): a row for each axis that is not periodic.
+
+    exp(-distance in sites), positive at a wall and negative at an open edge. No rows where nothing
+    is known of the boundary.
+    """
+    shape = layout.site_shape
+    rows = []
+    if shape is not None and layout.boundary:
+        axes = [torch.arange(length) for length in shape]
+        grid = torch.meshgrid(*axes, indexing="ij")
+        for place, length, word in zip(grid, shape, layout.boundaries, strict=True):
+            if word != PERIODIC:
+                near = torch.minimum(place, length - 1 - place).reshape(-1)
+                rows.append((1.0 if word == WALL else -1.0) * torch.exp(-near.float()))
+    sites = math.prod(shape) if shape is not None else 0
+    return torch.stack(rows) if rows else torch.zeros(0, sites)
 
 
 def _site_coordinates(shape: tuple[int, ...]) -> Tensor:

@@ -26,11 +26,12 @@ from scf.models.bounds import Bounds
 from scf.models.encoder import GaussianBase, PhysicsEncoder
 from scf.models.evidence import Evidence
 from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian
+from scf.models.images import Images
 from scf.models.lattice import LatticeNet
 from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.physics import PhysicsConstraint, constraints_for
-from scf.models.record import PERIODIC, Floats, RecordLayout
+from scf.models.record import Floats, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J site features, L noise
 # levels.
@@ -60,6 +61,8 @@ class NetworkConfig:
         sign_symmetric: The lattice gives the same for x and -x.
         has_bounds: Known bounds of fields are a term of the energy and inputs of the network
             (`models/bounds.py`).
+        averaged: Symmetries that are had by averaging over images, with commas
+            (`models/images.py`); "" for none.
         evidence: Names of constraints whose residual is a term of the energy
             (`models/evidence.py`), with commas; "" for none.
     """
@@ -73,6 +76,7 @@ class NetworkConfig:
     sign_symmetric: bool = False
     has_bounds: bool = False
     evidence: str = ""
+    averaged: str = ""
 
 
 class BodyDoesNotFit(UsageError):
@@ -126,6 +130,9 @@ class EnergyModel(nn.Module):
             num_bounds=num_bounds,
             has_site_network=has_site_body or config.body == LATTICE,
         )
+        self.images = Images(layout, config.averaged.split(",")) if config.averaged else None
+        if self.images is not None and layout.given:
+            raise BodyDoesNotFit("symmetries by averaging need records without given fields")
         named = set(filter(None, config.evidence.split(",")))
         counted = tuple(c for c in constraints if c.name in named)
         self.evidence = Evidence(layout, counted) if counted else None
@@ -162,7 +169,7 @@ class EnergyModel(nn.Module):
             layout.site_shape,
             self.encoder.num_lattice_features(has_place=not config.translation_symmetric),
             self.embedding.size + self.encoder.num_off_grid,
-            periodic=layout.boundary == PERIODIC,
+            boundaries=layout.boundaries,
             width=config.width,
             depth=config.depth,
             levels=config.levels,
@@ -185,7 +192,19 @@ class EnergyModel(nn.Module):
             self.bounds.load(frame, self.encoder.marginal_variance(self.base), extremes)
 
     def correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
-        """How far E lies below the Gaussian's, in nats, (B,): a(sigma) G - offset(sigma)."""
+        """How far E lies below the Gaussian's, in nats, (B,): a(sigma) G - offset(sigma).
+
+        Where symmetries are had by averaging, the mean over all images of the record.
+        """
+        if self.images is None:
+            return self._correction(z_BD, log_sigma_B, c_BK)
+        num = self.images.num
+        value_N = self._correction(
+            self.images.of(z_BD), log_sigma_B.repeat(num), c_BK.repeat(num, 1)
+        )
+        return self.images.mean(value_N)
+
+    def _correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         sigma_B = log_sigma_B.exp()
         fading_B = (1 + sigma_B.square()).rsqrt()
         known_B, near_BU = self._known(z_BD, log_sigma_B, c_BK)

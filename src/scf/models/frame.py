@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scf.core.errors import InputError
+from scf.models.images import place_images
 from scf.models.record import Floats, RecordLayout
 
 # Above this many numbers the full covariance (and its eigenvectors) costs more than it gives.
@@ -65,10 +66,12 @@ class Symmetry:
     Attributes:
         translation: Shifting all fields along their periodic grid.
         sign: Changing the sign of all modelled numbers.
+        rotation: Turning and reflecting the grid (`models/images.py`).
     """
 
     translation: bool = False
     sign: bool = False
+    rotation: bool = False
 
 
 class Moments:
@@ -126,6 +129,9 @@ class Moments:
         mean: Floats = self._origin + self.total.sum(axis=0) / self.count.sum()
         if self.symmetry.translation:
             mean = _stationary_mean(mean, self.layout)
+        if self.symmetry.rotation:
+            images = place_images(self.layout)
+            mean[: self.layout.size] = np.mean([mean[at] for at in images], axis=0)
         if self.symmetry.sign:
             mean[: self.layout.size] = 0.0
         return mean
@@ -147,10 +153,15 @@ class Moments:
             second = (square - cross - cross.T) / count + np.outer(offset, offset)
             if self.symmetry.translation:
                 second = _stationary_second(second, self.layout)
+            if self.symmetry.rotation:
+                images = place_images(self.layout)
+                second = np.mean([second[np.ix_(at, at)] for at in images], axis=0)
             return count, second
         second = (square - 2 * total * offset) / count + offset * offset
         if self.symmetry.translation:
             second = _stationary_mean(second, self.layout)
+        if self.symmetry.rotation:
+            second = np.mean([second[at] for at in place_images(self.layout)], axis=0)
         return count, second
 
     def looks_stationary(self) -> bool:

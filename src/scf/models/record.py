@@ -17,7 +17,20 @@ from scf.core.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 
-PERIODIC = "periodic"
+PERIODIC, WALL, OPEN = "periodic", "wall", "open"
+BOUNDARIES = (PERIODIC, WALL, OPEN)
+
+
+def boundary_of(text: str) -> str:
+    """A boundary as layouts keep it: one word, or one for each axis with commas; "" if unknown.
+
+    `periodic` closes the grid on itself, at a `wall` it is mirrored (nothing flows through), beyond
+    an `open` edge there is nothing.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not set(words) <= set(BOUNDARIES):
+        return ""
+    return words[0] if len(set(words)) == 1 else ",".join(words)
 
 
 class LayoutMismatch(InputError):
@@ -70,7 +83,7 @@ class RecordLayout:
     Attributes:
         modelled: Fields whose density is learned: D numbers in all.
         given: Fields that the density is conditioned on: K numbers in all, K may be 0.
-        boundary: `periodic` where the grid that the fields share closes on itself, else "".
+        boundary: Of the grid that the fields share, as `boundary_of` has it; "" where unknown.
     """
 
     modelled: tuple[FieldLayout, ...]
@@ -87,7 +100,7 @@ class RecordLayout:
     ) -> "RecordLayout":
         """Order fields by name, so that a layout does not depend on the order in a file.
 
-        `boundary` is what the record's params say; only `periodic` is kept.
+        `boundary` is what the record's params say; words that are not known are not kept.
 
         Raises:
             LayoutMismatch: No field is left to model, or a given field does not exist.
@@ -99,7 +112,7 @@ class RecordLayout:
         layout = cls(
             tuple(field for field in ordered if field.name not in given and field.size > 0),
             tuple(field for field in ordered if field.name in given),
-            PERIODIC if boundary == PERIODIC else "",
+            boundary_of(boundary),
         )
         if not layout.modelled:
             raise LayoutMismatch("the records have no field to model")
@@ -125,6 +138,21 @@ class RecordLayout:
         """The grid that all modelled fields share (such as 24 hours), or None."""
         shapes = {field.shape for field in self.modelled}
         return shapes.pop() if len(shapes) == 1 and () not in shapes else None
+
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """The boundary of each axis of the grid; `open` where nothing is known.
+
+        Raises:
+            LayoutMismatch: The boundary names more or fewer axes than the grid has.
+        """
+        axes = len(self.site_shape or ())
+        words = self.boundary.split(",") if self.boundary else [OPEN]
+        if len(words) not in {1, axes}:
+            raise LayoutMismatch(
+                f"boundary {self.boundary!r} names {len(words)} axes, the grid has {axes}"
+            )
+        return tuple(words * axes if len(words) == 1 else words)
 
     def slices(self, *, given: bool = False) -> dict[str, slice]:
         """Where each modelled (or given) field lies in the flat vector."""

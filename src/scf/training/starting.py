@@ -145,7 +145,13 @@ def starting_energy(
         uniform_fraction=config.sigma_uniform_fraction,
     )
     network = network_for(config, data)
-    frame, base = data.fit(Symmetry(network.translation_symmetric, network.sign_symmetric))
+    averaged = network.averaged.split(",")
+    symmetry = Symmetry(
+        translation=network.translation_symmetric,
+        sign=network.sign_symmetric or "sign" in averaged,
+        rotation="rotation" in averaged,
+    )
+    frame, base = data.fit(symmetry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "weights", 0))
         model = EnergyModel(data.layout, network, noise)
@@ -176,19 +182,21 @@ def network_for(
         is_field = is_field and min(shape or (0,)) >= _SIDE_MIN
         body = LATTICE if is_field else MLP
     if body == MLP:
-        if config.symmetries:
-            raise BodyDoesNotFit(f"symmetry {config.symmetry!r} is built into a lattice only")
+        if "translation" in config.symmetries:
+            raise BodyDoesNotFit("symmetry 'translation' is built into a lattice only")
         return NetworkConfig(
             width=config.width,
             depth=config.depth,
             site_width=config.site_width,
             has_bounds=_has_bounds(config, data.layout, like),
             evidence=_evidence(config, data.layout, like),
+            averaged=_averaged(config, {"sign", "rotation"}, like),
         )
     is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
     if config.symmetry == "auto" and like is not None:
         is_same = like.translation_symmetric
-    if config.symmetries and not is_periodic:
+    built_in = config.symmetries & {"translation", "sign"}
+    if built_in and not is_periodic:
         raise BodyDoesNotFit(f"symmetry {config.symmetry!r} needs a periodic boundary")
     levels = config.field_levels or levels_for(shape or ())
     if any(length % 2 ** (levels - 1) for length in shape or ()):
@@ -201,11 +209,19 @@ def network_for(
         site_width=0,
         body=LATTICE,
         levels=levels,
-        translation_symmetric=is_same or bool(config.symmetries),
+        translation_symmetric=is_same or bool(built_in),
         sign_symmetric="sign" in config.symmetries,
         has_bounds=_has_bounds(config, data.layout, like),
         evidence=_evidence(config, data.layout, like),
+        averaged=_averaged(config, {"rotation"}, like),
     )
+
+
+def _averaged(config: TrainConfig, possible: set[str], like: NetworkConfig | None) -> str:
+    """Symmetries that are had by averaging over images."""
+    if config.symmetry == "auto" and like is not None:
+        return like.averaged
+    return ",".join(sorted(config.symmetries & possible))
 
 
 def _has_bounds(config: TrainConfig, layout: RecordLayout, like: NetworkConfig | None) -> bool:

@@ -18,7 +18,7 @@ from scf.core.errors import UsageError
 DEVICES = ("auto", "cuda", "mps", "cpu")
 BODIES = ("auto", "mlp", "lattice")
 SHARDINGS = ("none", "fsdp2")
-SYMMETRIES = ("translation", "sign")
+SYMMETRIES = ("translation", "sign", "rotation")
 _PRESETS = importlib.resources.files("scf.training") / "presets"
 
 
@@ -42,9 +42,11 @@ class TrainConfig:
         field_depth: Its residual blocks, on each level.
         field_levels: Grids it works on, each half as fine as the one before; 0 takes one below 16
             sites a side and one more for each doubling.
-        symmetry: `none`, `translation`, `sign` or both with a comma: what is built into a lattice
-            and its Gaussian (sign brings translation along). `auto` takes translation where the
-            grid is periodic and the fossils' means and variances are the same at all sites.
+        symmetry: `none`, or of `translation`, `sign` and `rotation` with commas. The first two are
+            built into a lattice and its Gaussian (sign brings translation along). `rotation` (turns
+            and reflections of the grid), and `sign` with the mlp, are had by averaging over all
+            images, at so many times the cost. `auto` takes translation where the grid is periodic
+            and the fossils' means and variances are the same at all sites.
         bounds: `auto` builds known bounds (radiation is not negative) into the energy, `off` does
             not.
         residual_weight: Above 0, known residuals (`models/laws.py`) are a term of the energy: 1

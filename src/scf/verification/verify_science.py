@@ -10,6 +10,7 @@ exact energies (`science_figures`), print what is asked beside what was found, a
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -105,7 +106,8 @@ def run_cases(
         measured = measure_case(model, case, system, seed=seed)
         rows = rows_of(case, measured.figures)
         table += rows
-        results.append({"system": case.name, **took, "figures": measured.figures})
+        finite = {k: v if math.isfinite(v) else None for k, v in measured.figures.items()}
+        results.append({"system": case.name, **took, "figures": finite})
         keep(case, measured)
         tell(f"  {took['steps']} steps, {took['cpu_seconds']} CPU seconds\n")
     return {
@@ -123,9 +125,9 @@ def table_lines(report: dict[str, Any]) -> list[str]:
     lines = [f"{'system':18} {'figure':26} {'asked':>10} {'measured':>10}  verdict"]
     for row in report["table"]:
         verdict = "met" if row["met"] else "SHORT"
+        found = "none" if row["measured"] is None else f"{row['measured']:.5f}"
         lines.append(
-            f"{row['system']:18} {row['figure']:26} {row['asked']:>10} "
-            f"{row['measured']:10.5f}  {verdict}"
+            f"{row['system']:18} {row['figure']:26} {row['asked']:>10} {found:>10}  {verdict}"
         )
     return lines
 
