@@ -6,7 +6,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from scf.core.errors import NothingToDo, OperatorError
 from scf.daemon.notify import Manager
 from scf.daemon.service import KINDS, Service
 from support.conducting import Works
+from support.managers import Machine
 
 
 @pytest.fixture
@@ -22,26 +22,6 @@ def service(tmp_path: Path) -> Service:
     home = tmp_path / "a home, 100%"
     home.mkdir()
     return Service(home, tmp_path / "the $drive", tmp_path / "user", python="/usr/bin/python3")
-
-
-class Machine:
-    """Takes the managers' commands, and keeps a crontab."""
-
-    def __init__(self, *, code: int = 0) -> None:
-        self.asked: list[str] = []
-        self.crontab: str | None = None
-        self.code = code
-
-    def __call__(
-        self, command: Sequence[str], given: str | None
-    ) -> "subprocess.CompletedProcess[str]":
-        self.asked.append(shlex.join(command))
-        if list(command) == ["crontab", "-"]:
-            self.crontab = given
-        if list(command) == ["crontab", "-l"]:
-            code = 0 if self.crontab is not None else 1
-            return subprocess.CompletedProcess(command, code, self.crontab or "", "no crontab")
-        return subprocess.CompletedProcess(command, self.code, "", "refused")
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ KIND_OPTION = click.option(
 REAPER_OPTION = click.option(
     "--reaper", is_flag=True, help="The reaper, which ends rented machines past their lease."
 )
+WEEKLY_OPTION = click.option(
+    "--weekly", is_flag=True, help="The timer that makes and publishes the weekly release."
+)
 PASSPHRASE_OPTION = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -39,17 +42,22 @@ def service() -> None:
 @service.command("install")
 @KIND_OPTION
 @REAPER_OPTION
+@WEEKLY_OPTION
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and do nothing.")
 @common_options
-def service_install(context: Context, kind: str | None, reaper: bool, dry_run: bool) -> None:
+def service_install(
+    context: Context, kind: str | None, reaper: bool, weekly: bool, dry_run: bool
+) -> None:
     """Install and start it for this user: a systemd unit, a launchd agent or a cron line."""
     from scf.daemon.service import default_kind
 
     kind = kind or default_kind()
-    made = _service(context, is_reaper=reaper)
+    made = _service(context, is_reaper=reaper, is_weekly=weekly)
     if dry_run:
-        talk(f"# {made.path(kind) or 'a line of your crontab'}")
-        click.echo(made.text(kind), nl=False)
+        texts = [(made.path(kind), made.text(kind)), *made.beside(kind).items()]
+        for path, text in texts:
+            talk(f"# {path or 'a line of your crontab'}")
+            click.echo(text, nl=False)
         return
     if not (context.home / "scf.toml").exists():
         raise OperatorError(f"{context.home}: no home here", remedy="Run `scf init` first.")
@@ -62,13 +70,15 @@ def service_install(context: Context, kind: str | None, reaper: bool, dry_run: b
 @service.command("uninstall")
 @KIND_OPTION
 @REAPER_OPTION
+@WEEKLY_OPTION
 @common_options
-def service_uninstall(context: Context, kind: str | None, reaper: bool) -> None:
+def service_uninstall(context: Context, kind: str | None, reaper: bool, weekly: bool) -> None:
     """Stop it and take it away; home and drive are not touched."""
     from scf.daemon.service import default_kind
 
-    _service(context, is_reaper=reaper).uninstall(kind or default_kind())
-    talk("Taken away." if reaper else "Taken away. Jobs were asked to save their state.")
+    made = _service(context, is_reaper=reaper, is_weekly=weekly)
+    made.uninstall(kind or default_kind())
+    talk("Taken away." if reaper or weekly else "Taken away. Jobs were asked to save their state.")
 
 
 @service.command("status")
@@ -82,14 +92,17 @@ def service_status(context: Context, as_json: bool) -> None:
     made, other = _service(context), _service(context, is_reaper=True)
     installed = [kind for kind in KINDS if made.is_installed(kind)]
     reapers = [kind for kind in KINDS if other.is_installed(kind)]
+    timer = _service(context, is_weekly=True)
+    timers = [kind for kind in KINDS if timer.is_installed(kind)]
     running = is_running(context.home)
     if as_json:
         found = {"installed": installed, "running": running, "reaper_installed": reapers}
-        emit({"schema_version": 1, **found})
+        emit({"schema_version": 1, **found, "weekly_installed": timers})
         return
     click.echo(f"installed  {', '.join(installed) or 'no'}")
     click.echo(f"running    {'yes' if running else 'no'}")
     click.echo(f"reaper     {', '.join(reapers) or 'not installed'}")
+    click.echo(f"weekly     {', '.join(timers) or 'not installed'}")
 
 
 @click.command()
@@ -175,11 +188,18 @@ def _passphrase(path: Path | None, *, confirm: bool) -> str:
     return line
 
 
-def _service(context: Context, *, is_reaper: bool = False) -> "Service":
+def _service(context: Context, *, is_reaper: bool = False, is_weekly: bool = False) -> "Service":
     from scf.daemon.service import Service
+    from scf.daemon.weekly_timer import WeeklyTimer
 
+    if is_reaper and is_weekly:
+        raise UsageError("--reaper and --weekly are two services; name one")
+    root = context.config.need_root()
+    if is_weekly:
+        publishes = bool(context.config.release.push)
+        return WeeklyTimer(context.home, root, Path.home(), publishes=publishes)
     program = "reaper" if is_reaper else "daemon"
-    return Service(context.home, context.config.need_root(), Path.home(), program=program)
+    return Service(context.home, root, Path.home(), program=program)
 
 
 __all__ = ["backup", "restore", "service"]

@@ -67,10 +67,15 @@ class Service:
         """What the file holds, or the line of the table."""
         return {"systemd": self._unit, "launchd": self._agent, "cron": self._cron_line}[kind]()
 
+    def beside(self, kind: str) -> dict[Path, str]:
+        """Other files that it takes, by path."""
+        del kind
+        return {}
+
     def _unit(self) -> str:
         # The drive may be absent at the start (`-`); the daemon then says so and is started again.
-        writable = f"{_unit_word(self.home)} {_unit_word(f'-{self.root}')}"
-        command = " ".join(_unit_word(part).replace("$", "$$") for part in self.command)
+        writable = f"{unit_word(self.home)} {unit_word(f'-{self.root}')}"
+        command = " ".join(unit_word(part).replace("$", "$$") for part in self.command)
         return f"""\
 # Written by `scf service install`. The {self.program} of one home on one drive.
 [Unit]
@@ -178,7 +183,8 @@ WantedBy=default.target
             self._set_crontab(run, [self.text("cron")])
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(path, self.text(kind).encode())
+        for file, text in {**self.beside(kind), path: self.text(kind)}.items():
+            durable.write_file(file, text.encode())
         if kind == "systemd":
             _ok(run, ["systemctl", "--user", "daemon-reload"])
             _ok(run, ["systemctl", "--user", "enable", "--now", self._unit_name])
@@ -203,7 +209,8 @@ WantedBy=default.target
             run(["systemctl", "--user", "disable", "--now", self._unit_name], None)
         else:
             run(["launchctl", "bootout", self._agent_target()], None)
-        path.unlink()
+        for file in (path, *self.beside(kind)):
+            file.unlink(missing_ok=True)
 
     def is_installed(self, kind: str, run: "Run | None" = None) -> bool:
         """Whether the file (or the line) is there."""
@@ -238,7 +245,7 @@ def default_kind() -> str:
     return "systemd" if Path("/run/systemd/system").is_dir() else "cron"
 
 
-def _unit_word(value: str | Path) -> str:
+def unit_word(value: str | Path) -> str:
     """One word of a unit file: quoted, with `%` as itself."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("%", "%%") + '"'
