@@ -80,3 +80,50 @@ def test_what_is_not_strict_json_is_refused(text: str | bytes) -> None:
 def test_an_integer_too_large_for_a_float_is_refused_not_crashed() -> None:
     with pytest.raises(InputError):
         dag_cbor(10**400)
+
+
+LIKE_LINKS = [
+    (1).to_bytes(4, "little"),  # an int32
+    b"\x01" * 12,
+    b"\x12\x20" + bytes(32),
+    b"\x01\x71\x12\x20" + bytes(32),
+]
+
+
+@pytest.mark.parametrize("data", LIKE_LINKS)
+def test_bytes_that_read_as_a_cid_stay_bytes(data: bytes) -> None:
+    """libipld would make a link of them, with another CID than any other library gives."""
+    assert libipld.encode_dag_cbor(data)[:2] == b"\xd8\x2a", "else the work-around can go"
+
+    encoded = dag_cbor({"data": data, "a": [1.0, -0.5, "x", None, True]})
+
+    assert libipld.decode_dag_cbor(encoded) == {"data": data, "a": [1, -0.5, "x", None, True]}
+    head = b"\x58" if len(data) > 23 else b""
+    assert encoded.endswith(b"\x64data" + head + bytes([len(data) | (0 if head else 0x40)]) + data)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(VALUES)
+def test_values_encoded_by_hand_are_as_libipld_encodes_them(value: object) -> None:
+    """The same value beside bytes that are taken for a link, and beside bytes that are not."""
+    try:
+        plain = dag_cbor([value, b"\x02\0\0\0"])
+    except InputError:
+        with pytest.raises(InputError):
+            dag_cbor([value, LIKE_LINKS[0]])
+        return
+
+    assert dag_cbor([value, LIKE_LINKS[0]]) == plain[:-5] + b"\x44" + LIKE_LINKS[0]
+
+
+def test_keys_that_are_no_text_are_refused_beside_such_bytes_too() -> None:
+    for data in (b"", LIKE_LINKS[0]):
+        with pytest.raises(InputError, match="DAG-CBOR"):
+            dag_cbor({"data": data, 1: 2})

@@ -6,6 +6,7 @@ taken. Both refuse NaN and infinities.
 
 import json
 import math
+import struct
 from typing import Any
 
 import libipld
@@ -14,6 +15,8 @@ import rfc8785
 from scf.core.errors import InputError
 
 _MAX_SAFE_INTEGER = 2**53 - 1
+# How the binary form of a CID begins: version 1, or the multihash (sha2-256) of version 0.
+_LINK_STARTS = {b"\x01", b"\x12"}
 
 
 def canonical_json(value: Any) -> bytes:
@@ -59,13 +62,24 @@ def dag_cbor(value: Any) -> bytes:
     Raises:
         InputError: NaN, infinity, a key that is not text, or an unknown type.
     """
+    like_links: list[bytes] = []
     try:
-        return bytes(libipld.encode_dag_cbor(_normalised(value)))
+        normal = _normalised(value, like_links)
+        # libipld makes a link of any bytes that read as a CID, be they the numbers of a field: an
+        # int32 of 1 is one. Bytes are bytes here, so such values are encoded by hand.
+        return _encoded(normal) if like_links else bytes(libipld.encode_dag_cbor(normal))
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"cannot be encoded as DAG-CBOR: {error}") from error
 
 
-def _normalised(value: Any) -> Any:
+def _normalised(value: Any, like_links: list[bytes]) -> Any:
+    """The value with numbers as they are encoded; bytes that libipld mistakes are noted."""
+    if isinstance(value, str):  # first, because most are
+        return value
+    if isinstance(value, dict):
+        return {key: _normalised(item, like_links) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normalised(item, like_links) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise InputError(f"number {value} is not finite")
@@ -73,11 +87,42 @@ def _normalised(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         # Elsewhere there is one number type: an integer too large to be exact is a float there.
         return value if abs(value) <= _MAX_SAFE_INTEGER else float(value)
-    if isinstance(value, dict):
-        return {key: _normalised(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_normalised(item) for item in value]
+    if isinstance(value, bytes) and value[:1] in _LINK_STARTS:
+        like_links.append(value)
     return value
+
+
+def _encoded(value: Any) -> bytes:
+    """DAG-CBOR of a normalised value: shortest heads, 64-bit floats, keys by length, then bytes."""
+    if value is None or isinstance(value, bool):
+        return {None: b"\xf6", False: b"\xf4", True: b"\xf5"}[value]
+    if isinstance(value, int):
+        return _head(0, value) if value >= 0 else _head(1, -1 - value)
+    if isinstance(value, float):
+        return struct.pack(">Bd", 0xFB, value)
+    if isinstance(value, bytes):
+        return _head(2, len(value)) + value
+    if isinstance(value, str):
+        return _head(3, len(value.encode())) + value.encode()
+    if isinstance(value, list):
+        return _head(4, len(value)) + b"".join(map(_encoded, value))
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("keys are text")
+        items = sorted((len(key.encode()), key.encode(), key) for key in value)
+        pairs = [_head(3, size) + data + _encoded(value[key]) for size, data, key in items]
+        return _head(5, len(pairs)) + b"".join(pairs)
+    raise TypeError(f"{type(value).__name__} is no type of DAG-CBOR")
+
+
+def _head(major: int, number: int) -> bytes:
+    """Major type and length (or number) in the shortest form (RFC 8949, section 3)."""
+    for code, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
+        if number < 24:
+            return bytes([major << 5 | number])
+        if number < 1 << 8 * size:
+            return bytes([major << 5 | code]) + number.to_bytes(size, "big")
+    raise OverflowError(f"{number} does not fit DAG-CBOR")
 
 
 def _refuse_constant(name: str) -> Any:
