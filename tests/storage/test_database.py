@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,23 @@ def test_processes_that_open_a_new_database_at_once_all_succeed(tmp_path: Path) 
         child.communicate(b"go\n", timeout=60)
 
     assert [child.returncode for child in children] == [0] * 6
+
+
+def test_a_database_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    """SQLite itself would say "locked" at once: whoever asked a starting daemon how it does met it."""
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE early (n)")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        sqlite3.connect(path, timeout=0.0).execute("PRAGMA journal_mode = WAL")
+    letting_go = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    letting_go.start()
+    try:
+        connection = open_database(path, ("CREATE TABLE t (n)",))
+    finally:
+        letting_go.join()
+        other.close()
+
+    assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    connection.close()

@@ -28,6 +28,7 @@ from scf.core.canonical import canonical_json
 from scf.core.clock import utc_text
 from scf.core.errors import DoorUnavailable, ScfError, SubmissionUnknown
 from scf.core.identity import sha256_hex
+from scf.daemon import errands, survey
 from scf.daemon.conductor import Conductor, Tick
 from scf.daemon.heartbeat import DaemonState
 from scf.daemon.rebuild import rebuild_state
@@ -53,6 +54,9 @@ MONTH_S = 30 * DAY_S
 # After the month nothing fails any more, and so long may pass until all is done.
 AFTERWARDS_S = 10 * DAY_S
 FOSSILS_A_DROP = 64
+# While jobs run, and while nothing is left to do or can be done, a look at least so often.
+WORK_STEP_S = 1200.0
+IDLE_STEP_S = 8 * 3600.0
 CRASH_POINTS = (
     "runs.before_commit", "runs.after_commit", "pipeline.effect_done", "zoo.generation_written",
     "release.packed", "audit.staged", "audit.committed", "vault.shard_written",
@@ -306,7 +310,8 @@ class Month:
                 continue
             if stops_when_idle and tick.is_idle and tick.state is DaemonState.IDLE:
                 return tick
-            self.clock.advance(min(end - self.now() + 1e-3, 3600.0 if tick.is_idle else 300.0))
+            step_s = WORK_STEP_S if tick.state is DaemonState.WORKING else IDLE_STEP_S
+            self.clock.advance(min(end - self.now() + 1e-3, step_s))
         return tick
 
     def tick(self) -> Tick | None:
@@ -419,7 +424,8 @@ def simulate(seed: int, base: Path) -> Outcome:
     os.kill = kill
     month = Month(seed, base)
     try:
-        return month.run()
+        with _once_a_day():
+            return month.run()
     except Exception as error:
         line = f"PYTHONPATH=tests python -m support.simulation {seed}"
         at = utc_text(month.clock.now())
@@ -428,6 +434,17 @@ def simulate(seed: int, base: Path) -> Outcome:
         os.kill = real_kill
         os.environ.pop("SCF_FAIL", None)
         month.throw_away()
+
+
+@contextlib.contextmanager
+def _once_a_day() -> Iterator[None]:
+    """Surveys and cleaning come by the hour; by the day they leave time for more months."""
+    hourly = survey.ROUND_EVERY_S, errands.CLEAN_EVERY_S
+    survey.ROUND_EVERY_S = errands.CLEAN_EVERY_S = DAY_S
+    try:
+        yield
+    finally:
+        survey.ROUND_EVERY_S, errands.CLEAN_EVERY_S = hourly
 
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:

@@ -23,6 +23,7 @@ from scf.core.errors import (
     DoorError,
     DriveError,
     EmergencyLocked,
+    InputError,
     OperatorError,
     ScfError,
 )
@@ -44,6 +45,8 @@ from scf.dispatch.bundle import Bundle
 from scf.dispatch.job import JobPhase
 from scf.runs.state import ACTIVE
 from scf.runs.store import DATABASE_NAME, RunStore, StateDamaged
+from scf.storage import durable
+from scf.storage.database import is_busy
 from scf.storage.instance_lock import instance_lock
 from scf.storage.ndjson import is_shard_name
 from scf.storage.partitions import Drive, Folder
@@ -139,9 +142,10 @@ class Conductor:
             # that no lock file is made where the drive is not.
             cache = own_drive(self._config).folder("system_cache")
             holder = f"scf daemon of home {self._config.home}"
-            holding.enter_context(
-                instance_lock(cache.path / LOCK_NAME, holder=holder, wait_s=START_WAIT_S)
-            )
+            with durable.os_errors(cache.path):
+                holding.enter_context(
+                    instance_lock(cache.path / LOCK_NAME, holder=holder, wait_s=START_WAIT_S)
+                )
             rooms = Rooms.open(self._config, self._clock, self._open_door)
             require_history(rooms.drive, has_runs=bool(self.store.counts()))
             self._holding = holding.pop_all()
@@ -180,6 +184,11 @@ class Conductor:
             self._drop_rooms()
             tick = Tick(DaemonState.DRIVE_MISSING, trouble=missing)
         except sqlite3.DatabaseError as error:
+            if is_busy(error):
+                raise OperatorError(
+                    f"{self._config.home / DATABASE_NAME} was held by another process for too long",
+                    remedy="End what holds it (`fuser` names it), then start the daemon again.",
+                ) from error
             raise StateDamaged(self._config.home / DATABASE_NAME, str(error)) from error
         except BudgetExceeded as full:
             tick = Tick(DaemonState.DISK_FULL, trouble=full)
@@ -303,22 +312,26 @@ class Conductor:
         """Start nothing more; let jobs end (drain), or ask them to save and end (now)."""
         did = self._advance_runs(only_recording=True)
         if self.operator.stopping == "now" and not self._is_stop_passed_on:
-            self._is_stop_passed_on = True
-            self._end_jobs(at_once=False)
+            self._is_stop_passed_on = self._end_jobs(at_once=False)
         is_idle = not did and not self.has_running_jobs() and not self._any_doors().is_giving_back
         return Tick(DaemonState.STOPPING, did, is_idle)
 
-    def _end_jobs(self, *, at_once: bool) -> None:
-        doors = self._any_doors()
+    def _end_jobs(self, *, at_once: bool) -> bool:
+        """Tell every running job to end; returns whether each door has taken it."""
+        doors, are_all_told = self._any_doors(), True
         for attempt in self.store.open_attempts():
-            with suppress(DoorError):
+            about = {"run": attempt.run_id, "attempt": attempt.attempt_id}
+            try:
                 door = doors.get(attempt.door)
                 if door.poll(attempt.attempt_id).phase is JobPhase.RUNNING:
                     door.cancel(attempt.attempt_id, at_once=at_once)
-                    self._log.warning(
-                        "job.cancelled", run=attempt.run_id, attempt=attempt.attempt_id
-                    )
+                    self._log.warning("job.cancelled", **about)
                     self._talk(f"{attempt.attempt_id}: told to end")
+            except (DoorError, InputError, OSError) as error:
+                # Whatever one door does, the jobs of the others are told.
+                are_all_told = False
+                self._log.warning("job.not_told", error=str(error), **about)
+        return are_all_told
 
     def _any_doors(self) -> Doors:
         """The doors, with or without the drive: a job can be found and ended when it has gone."""

@@ -87,8 +87,9 @@ class HeldFile:
     def write(descriptor: int, about: dict[str, Any]) -> None:
         """Say who holds it, through the descriptor that holds it."""
         data = canonical_json(about)
-        os.ftruncate(descriptor, 0)
+        # In this order: whoever reads between the two finds it there.
         os.pwrite(descriptor, data, 0)
+        os.ftruncate(descriptor, len(data))
 
 
 def kill_group(pid: int, number: signal.Signals) -> None:

@@ -38,7 +38,7 @@ from scf.runs.record import (
 )
 from scf.runs.schema import MIGRATIONS
 from scf.runs.state import FORWARD, MoveRefused, State, check_move
-from scf.storage.database import open_database, transaction
+from scf.storage.database import is_busy, open_database, transaction
 from scf.storage.failpoint import failpoint
 
 DATABASE_NAME = "runs.db"
@@ -85,7 +85,8 @@ class RunStore:
         try:
             return cls(open_database(path, MIGRATIONS), clock)
         except OperatorError as error:
-            if isinstance(error.__cause__, sqlite3.DatabaseError):
+            cause = error.__cause__
+            if isinstance(cause, sqlite3.DatabaseError) and not is_busy(cause):
                 raise StateDamaged(path, str(error.__cause__)) from error
             raise
 

@@ -3,10 +3,14 @@
 import contextlib
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scf.core.errors import OperatorError
+
+# How long to wait for another process that is at the same database.
+BUSY_WAIT_S = 30.0
 
 
 def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
@@ -19,10 +23,12 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     Raises:
         OperatorError: The file is damaged, or was written by a newer scf.
     """
-    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
+    )
     connection.row_factory = sqlite3.Row
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         if sys.platform == "darwin":
@@ -39,6 +45,31 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def is_busy(error: sqlite3.DatabaseError) -> bool:
+    """Whether another process holds the database: nothing is wrong with it."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on, once for the life of a file.
+
+    SQLite does not wait here, whatever the timeout says: whoever looks into a database that another
+    process is just making would be told that it is locked (seen as a daemon that died at its start
+    because somebody asked for its status).
+    """
+    deadline = time.monotonic() + BUSY_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @contextlib.contextmanager

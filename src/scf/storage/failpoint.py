@@ -1,8 +1,9 @@
 """Named places where a test can make the process die or a write fail.
 
 `SCF_FAIL=name:kill` kills the process at the failpoint (as a power cut would), `name:error` raises
-an I/O error there, `name:enospc` a full disk; `name:kill:3` acts on the third passage. Every name
-is declared in `NAMES`, and the crash tests enumerate it: a new write without one is noticed.
+an I/O error there, `name:enospc` a full disk; `name:kill:3` acts on the third passage. A name that
+ends in `*` stands for all that begin so; their passages are counted together. Every name is
+declared in `NAMES`, and the crash tests enumerate it: a new write without one is noticed.
 In production the cost is one dictionary look-up.
 """
 
@@ -40,10 +41,11 @@ def failpoint(name: str) -> None:
         return
     assert name in NAMES, f"undeclared failpoint {name}"
     parts = plan.split(":")
-    if parts[0] != name:
+    wanted = parts[0]
+    if wanted != name and not (wanted.endswith("*") and name.startswith(wanted[:-1])):
         return
-    _passages[name] = _passages.get(name, 0) + 1
-    if len(parts) > 2 and _passages[name] != int(parts[2]):
+    _passages[wanted] = _passages.get(wanted, 0) + 1
+    if len(parts) > 2 and _passages[wanted] != int(parts[2]):
         return
     if parts[1] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
