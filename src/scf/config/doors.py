@@ -97,8 +97,8 @@ class RunpodSection:
     max_usd_per_job: float = 25.0
     ready_s: float = 1200.0
     return_s: float = 1800.0
-    look_s: float = 15.0
-    visible_s: float = 60.0
+    look_s: float = 20.0
+    visible_s: float = 120.0
     route: str = "graphql"
     root: str = "/workspace/scf"
     python: str = "python3"

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 REST = "https://api.runpod.io/v2"
 GRAPHQL = "https://api.runpod.io/graphql"
 MUTATION = "mutation End($input: PodTerminateInput!) { podTerminate(input: $input) }"
-AGAIN_S = 20.0
+AGAIN_S = 10.0
 # The clock is looked at this often: it may be set while we wait.
 LOOK_S = 5.0
 TIMEOUT_S = 15.0

@@ -58,8 +58,8 @@ class RunpodSettings:
     ready_s: float = 1200.0
     return_s: float = 1800.0
     orders_max: int = 6
-    look_s: float = 15.0
-    visible_s: float = 60.0
+    look_s: float = 20.0
+    visible_s: float = 120.0
     root: str = "/workspace/scf"
     python: str = "python3"
     bandwidth_kib_s: int | None = None

@@ -32,6 +32,10 @@ from scf.dispatch.runpod_model import GpuOffer, Pod, PodOrder, PodStatus
 from scf.dispatch.sweeping import name_prefix, strays, sweep
 from scf.dispatch.transfer import BoxUnreachable, SshBox, SshLink
 
+# A pod may be ended a little late, and a second one of its name lives until it is seen: this much
+# more is promised for each.
+OVERRUN_S = 300.0
+
 
 class RentedPods:
     """Finds, reaches and gives back the pods of jobs (`follower.Machine`)."""
@@ -179,7 +183,7 @@ class RentedPods:
         candidate = self._rental.candidates[index]
         price = self._prices().get(candidate)
         lease_s = self._lease_s(spec)
-        max_usd = 0.0 if price is None else round(price * lease_s / 3600, 4)
+        max_usd = 0.0 if price is None else round(price * (lease_s + OVERRUN_S) / 3600, 4)
         now = self._clock.now()
         record = PodRecord(
             job_id=spec.job_id,

@@ -72,6 +72,16 @@ def strays(
     return found
 
 
+def lease_left_s(records: Sequence[PodRecord], now: datetime) -> float | None:
+    """Until the next lease of the book ends; None where none is open, or all are over."""
+    left = [
+        (parse_utc(record.lease_until) - now).total_seconds()
+        for record in records
+        if record.state is not PodState.NONE
+    ]
+    return min((seconds for seconds in left if seconds > 0), default=None)
+
+
 def sweep(client: RunpodClient, found: Sequence[Stray]) -> list[Stray]:
     """Tell them to end; those that were told. One that fails keeps no other from being told."""
     told = []

@@ -117,6 +117,7 @@ class World:
         calls_per_minute: Rate limit.
         start: Called when a pod begins to run; returns (host, port, user) of its ssh server.
         stop: Called when a pod ends.
+        clock: In place of the system's, for simulations.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class World:
         calls_per_minute: int = 1000,
         start: Callable[[FakePod], tuple[str, int, str]] | None = None,
         stop: Callable[[FakePod], None] | None = None,
+        clock: Any = None,
     ) -> None:
+        self._clock = clock
         self.key = key
         self.balance_usd = balance_usd
         self.keeps_leases = keeps_leases
@@ -145,7 +148,8 @@ class World:
         self._times: deque[datetime] = deque()
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self._offset
+        now = self._clock.now() if self._clock is not None else datetime.now(UTC)
+        return now + self._offset
 
     def script(self, operation: str, *faults: Fault | None) -> None:
         """The next calls of `operation` meet these; None is a call that goes well."""

@@ -1,0 +1,38 @@
+"""Small versions of `benchmarks/bench_cloud_faults.py`: no pod outlives its lease, no cap is passed."""
+
+import pytest
+
+from fakes.runpod.world import World
+from scf.daemon.allowance import Allowance
+from support import pod_schedules
+from support.pod_schedules import run_many
+
+SEEDS = range(150)
+
+
+@pytest.mark.parametrize("has_reaper", [True, False])
+def test_with_the_daemon_dead_for_ever_no_pod_lives_on(has_reaper: bool) -> None:
+    """120 s after the last lease, with whatever hands the seed has left."""
+    outcomes = run_many(SEEDS, has_reaper=has_reaper)
+
+    assert [o.seed for o in outcomes if o.alive] == []
+    assert sum(o.pods for o in outcomes) > len(SEEDS)
+    assert sum(o.faults for o in outcomes) > len(SEEDS)
+    assert sum(o.jobs_done for o in outcomes) > 10
+    over = [o for o in outcomes if o.spent_usd > o.cap_usd]
+    # Without the reaper, an order that the provider carried out twice may cost twice.
+    assert [o.seed for o in over if has_reaper or not o.was_doubled] == []
+
+
+def test_the_schedules_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A purse that always agrees passes a cap; a reaper that does nothing leaves pods."""
+    monkeypatch.setattr(Allowance, "_require_room", lambda *_: None)
+    assert any(o.spent_usd > o.cap_usd for o in run_many(SEEDS))
+    monkeypatch.setattr(pod_schedules, "_reap", lambda *_: 60.0)
+    assert any(o.alive for o in run_many(SEEDS))
+
+
+def test_the_double_costs_what_its_clock_says() -> None:
+    clock = pod_schedules.ManualClock()
+    world = World(clock=clock)
+    assert world.now() == clock.now()
