@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scf.core.canonical import canonical_json
 from scf.core.errors import InputError
 from scf.vault.fields import FieldInvalid, NotFinite, ShapeMismatch
 from scf.vault.fossil import (
@@ -23,6 +24,7 @@ from scf.vault.fossil import (
     parse_fossil,
 )
 from scf.vault.provenance import ProvenanceInvalid
+from scf.vault.shard import leaf
 from support.fossils import fossil, fossil_line, fossil_object
 
 
@@ -322,3 +324,9 @@ def test_no_value_of_a_key_makes_the_parser_fail_otherwise(key: str, value: Any)
     except InputError:
         return
     assert key in {"observed_at", "params", "source", "verifier"}
+
+
+def test_a_leaf_is_canonical_json_of_cid_and_verdict() -> None:
+    for index, verdict in enumerate(("PASS", "FAIL")):
+        cid = fossil(index).cid
+        assert leaf(cid, verdict) == canonical_json([cid, verdict])

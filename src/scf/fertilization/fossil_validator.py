@@ -4,12 +4,13 @@ Form and CID are enforced by parsing (`vault.fossil`): what gets here is a well-
 CID was recomputed. A check applies only where its fields are there in the units that it knows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import scf
 from scf.fertilization.weather_checks import WEATHER_CHECKS, Check
+from scf.vault.fields import Array, FieldSpec
 from scf.vault.fossil import FAIL, PASS, Fossil
 
 NAME = "scf.fossil_validator"
@@ -41,6 +42,22 @@ class Verdict:
         }
 
 
+class _Arrays(Mapping[str, Array]):
+    """The arrays of a fossil, made when a check looks at one: most records have no check."""
+
+    def __init__(self, fossil: Fossil, specs: Mapping[str, FieldSpec]) -> None:
+        self._fields, self._specs = fossil.block["fields"], specs
+
+    def __getitem__(self, name: str) -> Array:
+        return self._specs[name].array(self._fields[name]["data"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
 class FossilValidator:
     """Applies checks to fossils.
 
@@ -60,7 +77,8 @@ class FossilValidator:
 
     def judge(self, fossil: Fossil) -> Verdict:
         """Judge the numbers alone, whatever the fossil's verifier says."""
-        arrays, specs = fossil.arrays(), {spec.name: spec for spec in fossil.specs}
+        specs = {spec.name: spec for spec in fossil.specs}
+        arrays = _Arrays(fossil, specs)
         outcomes: dict[str, dict[str, Any]] = {}
         reasons = []
         for name, check in self._checks.items():

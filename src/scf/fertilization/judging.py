@@ -4,7 +4,7 @@ This is the part of ingest that may run anywhere: here, or on another machine (`
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from scf.core.errors import InputError
@@ -78,7 +78,7 @@ class Judge:
         fossil = self._mint.fossil(draft)
         verdict = self._validator.judge(fossil)
         if verdict.ok:
-            return replace(fossil, verifier=verdict.verifier())
+            return fossil.judged(verdict.verifier())
         return Rejection(verdict.kind, verdict.reason, draft.line, draft.offset, draft.index)
 
     def _of_line(self, line: Line) -> Outcome:

@@ -5,7 +5,9 @@ numbers become the same little-endian bytes in row-major order, and it is those 
 covers. Format: docs/formats/fossil.md.
 """
 
+import functools
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     for spelling in (name, np.dtype(name).newbyteorder("<").str)
 }
 _DIMENSIONS_MAX = 32
+_DOUBLE = struct.Struct("<d")
 
 
 class FieldInvalid(InputError):
@@ -108,7 +111,7 @@ def read_field(name: object, field: object, cut: Cut | None = None) -> tuple[Fie
     unit = field.get("unit") or ""
     if not isinstance(unit, str):
         raise FieldInvalid(f"field {name!r}: 'unit' must be text")
-    spec = FieldSpec(name, dtype.name, shape, unit)
+    spec = _spec(name, dtype.name, shape, unit)
     if "b64" in field:
         data = _bytes_of_text(spec, field["b64"] if cut is None else cut.text)
     elif cut is None:
@@ -150,11 +153,17 @@ def field_of_array(array: Array, unit: str) -> dict[str, Any]:
 
 def check_block_field(name: str, field: Mapping[str, Any]) -> FieldSpec:
     """The spec of a field made by `field_of_array`, its numbers checked as in `read_field`."""
-    spec = FieldSpec(name, field["dtype"], tuple(field["shape"]), field["unit"])
+    spec = _spec(name, field["dtype"], tuple(field["shape"]), field["unit"])
     if not name or name.startswith("_"):
         raise FieldInvalid(f"field name {name!r}: must be text that does not begin with '_'")
     _check_numbers(spec, field["data"])
     return spec
+
+
+@functools.lru_cache(maxsize=4096)
+def _spec(name: str, dtype: str, shape: tuple[int, ...], unit: str) -> FieldSpec:
+    """A spec: the same one for each record of a source."""
+    return FieldSpec(name, dtype, shape, unit)
 
 
 def to_base64(data: bytes) -> str:
@@ -228,6 +237,9 @@ def _check_numbers(spec: FieldSpec, data: bytes) -> None:
             f"{math.prod(spec.shape)} numbers, found {held:g}"
         )
     kind = spec.numpy_dtype.kind
+    is_double = kind == "f" and len(data) == 8 == spec.numpy_dtype.itemsize
+    if is_double and math.isfinite(_DOUBLE.unpack(data)[0]):
+        return  # in 0.2 us, where numpy takes 6 us for a scalar
     if kind == "f":
         array = np.frombuffer(data, spec.numpy_dtype)
         is_finite = np.isfinite(array)

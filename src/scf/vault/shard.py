@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from scf.core.canonical import canonical_json
 from scf.core.errors import InputError
 from scf.core.merkle import TreeHasher
 from scf.storage import durable
@@ -45,8 +44,11 @@ class ShardDamaged(InputError):
 
 
 def leaf(cid: str, verdict: str) -> bytes:
-    """A fossil's leaf in its shard's Merkle tree: canonical JSON of `[cid, verdict]`."""
-    return canonical_json([cid, verdict])
+    """A fossil's leaf in its shard's Merkle tree: canonical JSON of `[cid, verdict]`.
+
+    Both are letters and digits, of which canonical JSON makes nothing else; asking it takes 10 us.
+    """
+    return f'["{cid}","{verdict}"]'.encode("ascii")
 
 
 class StagedShard:
