@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from scf.models.activation import log_phi
-from scf.models.encoder import GaussianBase
 from scf.models.frame import Frame
+from scf.models.gaussian_base import GaussianBase
 from scf.models.physics import PhysicsConstraint
 from scf.models.record import Floats, RecordLayout
 
@@ -112,10 +112,7 @@ class Bounds(nn.Module):
         place_U = self.place_U
         # Posterior variance along the eigenvectors: lambda sigma^2 / (lambda + sigma^2).
         spread_BD = base.variance_D * (1 - kept_BD)
-        if base.vectors_DD is None:
-            variance_BU = spread_BD[:, place_U]
-        else:
-            variance_BU = spread_BD @ base.vectors_DD[place_U].square().T
+        variance_BU = base.spread_of(spread_BD)[:, place_U]
         after_BU = self.side_U * (mean_BD[:, place_U] - self.bound_U)
         after_BU = after_BU * (variance_BU + 1e-12).rsqrt()
         before_BU = self.side_U * (prior_BD[:, place_U] - self.bound_U)

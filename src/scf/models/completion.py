@@ -96,8 +96,10 @@ class _Conditional:
         centred_BD = z_BD.double() - mean_BD
         centred_BD[:, unknown] = 0.0
         if base.vectors_DD is None:
+            # One by one: any coordinates will do for Metropolis steps, these cost least.
             self._factor_UU = None
-            self._spread_U = inverse_D[unknown].rsqrt().to(z_BD.dtype)
+            marginal_D = base.spread_of(base.variance_D[None])[0]
+            self._spread_U = (marginal_D[unknown] + sigma**2).sqrt()
             self._mean_BU = mean_BD[:, unknown].to(z_BD.dtype)
             return
         vectors_DD = base.vectors_DD.double()

@@ -22,74 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from scf.models.activation import bounded
-from scf.models.frame import Frame, LinearGaussian
+from scf.models.frame import Frame
+from scf.models.gaussian_base import GaussianBase
 from scf.models.physics import PhysicsConstraint
 from scf.models.record import PERIODIC, WALL, FieldLayout, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J features of a site,
 # I inputs of the network, R residuals.
-
-
-class GaussianBase(nn.Module):
-    """The Gaussian z | c ~ N(B c, C + sigma^2): its energy and derivatives, exactly."""
-
-    def __init__(self, size: int, given_size: int, *, is_full: bool) -> None:
-        super().__init__()
-        self.slope_DK: Tensor
-        self.vectors_DD: Tensor | None
-        self.variance_D: Tensor
-        self.register_buffer("slope_DK", torch.zeros(size, given_size))
-        self.register_buffer("vectors_DD", torch.eye(size) if is_full else None)
-        self.register_buffer("variance_D", torch.ones(size))
-
-    def load(self, fitted: LinearGaussian) -> None:
-        """Take over a fitted Gaussian."""
-        self.slope_DK.copy_(torch.from_numpy(fitted.slope_DK))
-        self.variance_D.copy_(torch.from_numpy(fitted.variance_D))
-        if self.vectors_DD is not None:
-            assert fitted.vectors_DD is not None
-            self.vectors_DD.copy_(torch.from_numpy(fitted.vectors_DD))
-
-    def rotate(self, z_BD: Tensor, c_BK: Tensor) -> Tensor:
-        """Give w = Q^T (z - B c): centred, along the eigenvectors."""
-        centred_BD = z_BD - c_BK @ self.slope_DK.T
-        return centred_BD if self.vectors_DD is None else centred_BD @ self.vectors_DD
-
-    def rotate_back(self, w_BD: Tensor, c_BK: Tensor) -> Tensor:
-        """Give z = Q w + B c."""
-        return self.turn_back(w_BD) + c_BK @ self.slope_DK.T
-
-    def turn_gradient(self, gradient_BD: Tensor) -> Tensor:
-        """Give d/dw from d/dz: the rotation without the shift."""
-        return gradient_BD if self.vectors_DD is None else gradient_BD @ self.vectors_DD
-
-    def turn_back(self, w_BD: Tensor) -> Tensor:
-        """Give Q w: back from the eigenvectors, without the shift."""
-        return w_BD if self.vectors_DD is None else w_BD @ self.vectors_DD.T
-
-    def total_variance(self, sigma_B: Tensor) -> Tensor:
-        """Eigenvalues of C + sigma^2, (B, D)."""
-        return self.variance_D + sigma_B[:, None].square()
-
-    def denoise(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the clean record given the noisy one (B, D); lambda / (lambda + sigma^2) (B, D).
-
-        The second goes along the eigenvectors: the share of each direction that is kept.
-        """
-        kept_BD = self.variance_D / self.total_variance(sigma_B)
-        mean_BD = self.turn_back(self.rotate(z_BD, c_BK) * kept_BD) + c_BK @ self.slope_DK.T
-        return mean_BD, kept_BD
-
-    def energy(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """E (B,) in nats, dE/dz (B, D) and dE/d(ln sigma) (B,)."""
-        w_BD = self.rotate(z_BD, c_BK)
-        variance_BD = self.total_variance(sigma_B)
-        pull_BD = w_BD / variance_BD
-        energy_B = 0.5 * (w_BD * pull_BD + variance_BD.log() + math.log(2 * math.pi)).sum(dim=1)
-        gradient_BD = pull_BD if self.vectors_DD is None else pull_BD @ self.vectors_DD.T
-        # From E, a sum of w_i^2 / (2 v_i) + ln(v_i) / 2 with dv_i/d(ln sigma) = 2 sigma^2.
-        slope_B = sigma_B.square() * (1 / variance_BD - pull_BD.square()).sum(dim=1)
-        return energy_B, gradient_BD, slope_B
 
 
 class PhysicsEncoder(nn.Module):
@@ -107,10 +46,12 @@ class PhysicsEncoder(nn.Module):
         *,
         num_bounds: int = 0,
         has_site_network: bool = True,
+        has_mean: bool = False,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.num_bounds = num_bounds
+        self.has_mean = has_mean
         self.constraints = tuple(constraints)
         self.site_shape = layout.site_shape
         self.residuals = [
@@ -214,7 +155,9 @@ class PhysicsEncoder(nn.Module):
         """Site features (B, S, J) for a network that looks at neighbours.
 
         Each field twice: as it is, and as the Gaussian base would denoise it, which brings in all
-        the sites that go along with this one. With `has_place` it is also told where a site lies.
+        the sites that go along with this one. With `has_mean` also the mean of that over all sites,
+        the same everywhere: near a transition a lattice chooses its sign as a whole. With
+        `has_place` it is also told where a site lies.
         """
         channels = self._channels(z_BD, sigma_B, c_BK, base)
         w_BD, total_BD = base.rotate(z_BD, c_BK), base.total_variance(sigma_B)
@@ -222,6 +165,10 @@ class PhysicsEncoder(nn.Module):
         spread_B = (kept_BD * base.variance_D).mean(dim=1).sqrt()
         denoised_BD = base.turn_back(w_BD * kept_BD) / spread_B[:, None]
         channels.append(denoised_BD.view(len(z_BD), -1, self.num_sites))
+        if self.has_mean:
+            mean_BC = denoised_BD.view(len(z_BD), -1, self.num_sites).mean(dim=2)
+            mean_BC = mean_BC * spread_B[:, None] / self._mean_spread(kept_BD, base)
+            channels.append(mean_BC[:, :, None].expand(-1, -1, self.num_sites))
         channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
         channels += self._near_at_sites(near_BU)
         channels += self._given_at_sites(c_BK)
@@ -235,8 +182,13 @@ class PhysicsEncoder(nn.Module):
     def num_lattice_features(self, *, has_place: bool) -> int:
         """J of `lattice_sites`."""
         place = self.coordinates_SX.shape[1] if has_place else 0
-        fields = 2 * len(self.layout.modelled) + len(self.layout.given)
+        fields = (3 if self.has_mean else 2) * len(self.layout.modelled) + len(self.layout.given)
         return fields + len(self.residuals) + self.num_bound_channels + self.num_edges + place
+
+    def _mean_spread(self, kept_BD: Tensor, base: GaussianBase) -> Tensor:
+        """Standard deviation of the mean over sites of each denoised field, (B, C)."""
+        variance_BD = kept_BD * base.variance_D
+        return (base.variance_of_sums(variance_BD, self.num_sites) + 1e-12).sqrt() / self.num_sites
 
     def off_grid(self, c_BK: Tensor) -> Tensor:
         """Given numbers that belong to the whole record, not to its sites."""
@@ -264,9 +216,7 @@ class PhysicsEncoder(nn.Module):
 
     def marginal_variance(self, base: GaussianBase) -> Tensor:
         """Variance of each number of z given c, (D,)."""
-        if base.vectors_DD is None:
-            return base.variance_D
-        return base.vectors_DD.square() @ base.variance_D
+        return base.spread_of(base.variance_D[None])[0]
 
     def _at_sites(self, values_BN: Tensor, field: FieldLayout) -> Tensor:
         """A given field as a channel over sites, (B, 1, S); its mean where it has another shape."""

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from scf.core.errors import UsageError
 from scf.models.bounds import Bounds
-from scf.models.encoder import GaussianBase, PhysicsEncoder
+from scf.models.encoder import PhysicsEncoder
 from scf.models.evidence import Evidence
-from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian
+from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian, waves_of
+from scf.models.gaussian_base import GaussianBase
 from scf.models.images import Images
 from scf.models.lattice import LatticeNet
 from scf.models.networks import ResidualMLP, gain_for
@@ -61,6 +62,7 @@ class NetworkConfig:
         sign_symmetric: The lattice gives the same for x and -x.
         has_bounds: Known bounds of fields are a term of the energy and inputs of the network
             (`models/bounds.py`).
+        has_mean: Each site of a lattice is told the mean of each field over all sites.
         averaged: Symmetries that are had by averaging over images, with commas
             (`models/images.py`); "" for none.
         evidence: Names of constraints whose residual is a term of the energy
@@ -77,6 +79,7 @@ class NetworkConfig:
     has_bounds: bool = False
     evidence: str = ""
     averaged: str = ""
+    has_mean: bool = False
 
 
 class BodyDoesNotFit(UsageError):
@@ -119,7 +122,12 @@ class EnergyModel(nn.Module):
         if constraints is None:
             constraints = constraints_for([f.name for f in (*layout.modelled, *layout.given)])
         is_full = layout.size + layout.given_size <= FULL_COVARIANCE_SIZE_MAX
-        self.base = GaussianBase(layout.size, layout.given_size, is_full=is_full)
+        self.base = GaussianBase(
+            layout.size,
+            layout.given_size,
+            is_full=is_full,
+            waves=waves_of(layout) if config.translation_symmetric and not is_full else None,
+        )
         self.bounds = Bounds(layout, tuple(constraints)) if config.has_bounds else None
         num_bounds = len(self.bounds.place_U) if self.bounds is not None else 0
         num_sites = math.prod(layout.site_shape or (0,))
@@ -129,6 +137,7 @@ class EnergyModel(nn.Module):
             constraints,
             num_bounds=num_bounds,
             has_site_network=has_site_body or config.body == LATTICE,
+            has_mean=config.has_mean,
         )
         self.images = Images(layout, config.averaged.split(",")) if config.averaged else None
         if self.images is not None and layout.given:

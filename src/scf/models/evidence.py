@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from scf.core.errors import InputError
-from scf.models.encoder import GaussianBase, PhysicsEncoder
+from scf.models.encoder import PhysicsEncoder
+from scf.models.gaussian_base import GaussianBase
 from scf.models.physics import PhysicsConstraint
 from scf.models.record import RecordLayout
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from scf.core.errors import InputError
 from scf.models.images import place_images
-from scf.models.record import Floats, RecordLayout
+from scf.models.record import PERIODIC, Floats, RecordLayout
 
 # Above this many numbers the full covariance (and its eigenvectors) costs more than it gives.
 FULL_COVARIANCE_SIZE_MAX = 1536
@@ -74,6 +74,13 @@ class Symmetry:
     rotation: bool = False
 
 
+def waves_of(layout: RecordLayout) -> tuple[int, ...] | None:
+    """The grid whose waves are the eigenvectors of fields that are the same everywhere, or None."""
+    shape = layout.site_shape
+    is_closed = shape is not None and len(shape) <= 3 and layout.boundary == PERIODIC
+    return shape if is_closed else None
+
+
 class Moments:
     """Running sums of records, for shift, scale and covariance, in one pass and small memory.
 
@@ -89,6 +96,11 @@ class Moments:
         self.count = np.zeros(_FOLDS, dtype=np.int64)
         self.total = np.zeros((_FOLDS, self.size))
         self.square = np.zeros(shape)
+        # Of large fields on a periodic grid: products of channels at each wave vector.
+        self.waves = None if self.is_full else waves_of(layout)
+        channels = len(layout.modelled)
+        sites = int(np.prod(self.waves)) if self.waves else 0
+        self.power_FSCC = np.zeros((_FOLDS, sites, channels, channels))
         self.low = np.full(self.size, np.inf)
         self.high = np.full(self.size, -np.inf)
         self._origin: Floats | None = None
@@ -114,6 +126,40 @@ class Moments:
             self.count[fold] += len(part)
             self.total[fold] += part.sum(axis=0)
             self.square[fold] += part.T @ part if self.is_full else np.square(part).sum(axis=0)
+            if self.waves is not None and len(part):
+                h_BCS = self._hartley(part[:, : self.layout.size])
+                self.power_FSCC[fold] += np.einsum("bcs,bds->scd", h_BCS, h_BCS, optimize=True)
+
+    def _hartley(self, rows: Floats) -> Floats:
+        """Hartley's transform of each field over the grid, (B, C, S)."""
+        assert self.waves is not None
+        axes = tuple(range(2, 2 + len(self.waves)))
+        modes = np.fft.fftn(rows.reshape(len(rows), -1, *self.waves), axes=axes, norm="ortho")
+        h: Floats = (modes.real - modes.imag).reshape(len(rows), modes.shape[1], -1)
+        return h
+
+    def waves_second(self) -> Floats:
+        """Covariance of the channels at each wave vector, (S, C, C), of fields alike everywhere.
+
+        That a wave and its opposite have the same matrix is taken for granted: what two channels
+        have in common at a shift, and not at the opposite one, is left to the network.
+        """
+        assert self.waves is not None
+        assert self._origin is not None
+        count = self.count.sum()
+        offset = (self.mean() - self._origin)[None, : self.layout.size]
+        total = self.total.sum(axis=0)[None, : self.layout.size]
+        h_offset, h_mean = self._hartley(offset)[0], self._hartley(total)[0] / count
+        second = self.power_FSCC.sum(axis=0) / count
+        cross = np.einsum("cs,ds->scd", h_mean, h_offset)
+        second = second - cross - cross.transpose(0, 2, 1)
+        second = second + np.einsum("cs,ds->scd", h_offset, h_offset)
+        sites = second.shape[0]
+        grid = np.arange(sites).reshape(self.waves)
+        axes = tuple(range(len(self.waves)))
+        opposite = np.roll(np.flip(grid, axes), 1, axes).ravel()
+        even: Floats = (second + second[opposite]) / 2
+        return even
 
     def _name_of(self, column: int) -> str:
         places = self.layout.slices()
@@ -278,17 +324,27 @@ class LinearGaussian:
     Attributes:
         slope_DK: B. Zero where the given numbers say nothing (or D is too large for a full fit).
         vectors_DD: Q, columns are eigenvectors; None stands for the unit matrix.
+            Where `mixing_SCC` is there, they are waves.
         variance_D: Eigenvalues, >= 0. Zero where the data never move (radiation at midnight).
     """
 
     slope_DK: Floats
     vectors_DD: Floats | None
     variance_D: Floats
+    mixing_SCC: Floats | None = None
 
     @classmethod
     def fit(cls, moments: Moments, frame: Frame) -> "LinearGaussian":
         size, given_size = moments.layout.size, moments.layout.given_size
         unit = np.concatenate([frame.scale_D, frame.given_scale_K])
+        if moments.waves is not None and moments.symmetry.translation:
+            sites = int(np.prod(moments.waves))
+            unit_C = frame.scale_D[::sites]
+            variance_SC, mixing_SCC = np.linalg.eigh(
+                moments.waves_second() / np.outer(unit_C, unit_C)
+            )
+            variance = variance_SC.clip(min=0.0).ravel()
+            return cls(np.zeros((size, given_size)), None, variance, mixing_SCC)
         if not moments.is_full:
             variance = moments.second()[1][:size].clip(min=0.0) / np.square(unit[:size])
             return cls(np.zeros((size, given_size)), None, variance)

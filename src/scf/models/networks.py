@@ -4,7 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from scf.models.activation import silu
 
 # Shapes: B minibatch, I inputs, E embedding, W width.
 
@@ -47,8 +48,8 @@ class ResidualMLP(nn.Module):
     def forward(self, inputs_BI: Tensor, noise_BE: Tensor) -> Tensor:
         h_BW = self.enter(inputs_BI) + self.enter_noise(noise_BE)
         for inner, inner_noise, outer in zip(self.inner, self.inner_noise, self.outer, strict=True):
-            h_BW = h_BW + outer(F.silu(inner(F.silu(h_BW)) + inner_noise(noise_BE)))
-        scalar_B1: Tensor = self.head(F.silu(h_BW))
+            h_BW = h_BW + outer(silu(inner(silu(h_BW)) + inner_noise(noise_BE)))
+        scalar_B1: Tensor = self.head(silu(h_BW))
         return scalar_B1.squeeze(-1)
 
 

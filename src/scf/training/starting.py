@@ -203,6 +203,10 @@ def network_for(
         raise BodyDoesNotFit(
             f"a grid of {list(shape or ())} sites cannot be halved {levels - 1} times"
         )
+    if "rotation" in config.symmetries and data.moments.waves is not None:
+        raise BodyDoesNotFit(
+            f"symmetry 'rotation' is not built into the Gaussian of {data.layout.size} numbers"
+        )
     return NetworkConfig(
         width=config.field_width,
         depth=config.field_depth,
