@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -65,3 +66,12 @@ def test_settings_do_not_need_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_cosine_ends_at_nought() -> None:
+    """After the warm-up half a cosine: half of the rate half-way, none at the end or after it."""
+    config = TrainConfig(learning_rate=4e-3, warmup_steps=10, cosine_steps=1000)
+    assert config.learning_rate_at(5) == pytest.approx(2e-3, rel=1e-3)
+    assert config.learning_rate_at(500) == pytest.approx(2e-3)
+    assert config.learning_rate_at(250) == pytest.approx(4e-3 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert config.learning_rate_at(1000) == config.learning_rate_at(2000) == pytest.approx(0)

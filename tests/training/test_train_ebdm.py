@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from scf.core.errors import UsageError
+from scf.core.errors import MissingTool, UsageError
 from scf.models.frame import ZeroVariance
 from scf.storage.partitions import Folder
 from scf.training.checkpoint import load_energy, newest
@@ -22,14 +23,17 @@ from scf.training.checkpoint_files import (
     read_state,
     verify_digests,
 )
-from scf.training.notes import Notes, StopSignal
-from scf.training.starting import ParentMismatch
+from scf.training.notes import Interrupted, Notes, StopSignal
+from scf.training.starting import ParentMismatch, what_fails_on
+from scf.training.tensorboard import Board
 from scf.training.train_config import TrainConfig
 from scf.training.train_ebdm import Diverged, train
 from support.gaussian_records import (
+    POINT,
     ArraySource,
     exact_energy,
     gaussian_points,
+    record_energy,
     solar_days,
     write_points,
 )
@@ -268,7 +272,9 @@ def test_sigterm_writes_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
     _, told = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10  # what is promised; half a second where nothing else runs
 
     assert process.returncode == 0, told
     assert read_state(out)["status"] == "stopped"
@@ -283,6 +289,69 @@ def test_sigterm_writes_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert read_state(out)["status"] == "completed"
+
+
+def test_a_signal_ends_what_can_be_done_without(tmp_path: Path, monkeypatch) -> None:
+    """Told to stop while the normaliser is measured: the weights are written, resume does the rest."""
+    stop = StopSignal()
+
+    def told_in_the_middle(*_args, **_options) -> None:
+        stop._remember(signal.SIGTERM, None)
+        raise AssertionError("the signal did not end this")
+
+    monkeypatch.setattr("scf.training.train_ebdm.calibrate", told_in_the_middle)
+    progress = train(points(), Folder.at(tmp_path), config(max_steps=5), stop=stop)
+    assert (progress.status, progress.step) == ("stopped", 5)
+    verify_digests(tmp_path)
+    monkeypatch.undo()
+    progress = train(points(), Folder.at(tmp_path), config(max_steps=5), resume=True)
+    assert (progress.status, progress.step) == ("completed", 5)
+
+
+def test_a_signal_while_reading_leaves_all_as_it_was(tmp_path: Path) -> None:
+    """No step was taken, so there is nothing to write; the reading ends at once."""
+    stop = StopSignal()
+
+    class Slow(ArraySource):
+        def epoch(self):
+            yield next(super().epoch())
+            stop._remember(signal.SIGTERM, None)
+            raise AssertionError("the signal did not end this")
+
+    with pytest.raises(Interrupted):
+        train(Slow({"x": gaussian_points(600)}), Folder.at(tmp_path), config(), stop=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_notes_tell_where_a_run_stands(tmp_path: Path) -> None:
+    """Loss, rate, time left, and from the first look on energy gap and score error; for people too."""
+    told: list[str] = []
+    notes = Notes(tmp_path / "notes.ndjson", every_step=True, talk=told.append)
+    notes.board = Board(tmp_path / "curves")
+    train(points(), Folder.at(tmp_path / "out"), config(max_steps=45), notes=notes)
+    lines = [json.loads(line) for line in (tmp_path / "notes.ndjson").read_text().splitlines()]
+    assert [line["step"] for line in lines[:-1]] == list(range(1, 46))
+    assert {"loss", "denoising", "dual", "steps_per_s", "learning_rate", "eta_s"} <= set(lines[0])
+    assert lines[0]["score_error"] is None
+    assert 0.5 < lines[44]["score_error"] < 1.5  # the points are Gaussian: nothing to gain
+    assert abs(lines[44]["energy_gap_nats"]) < 1
+    assert told[0].startswith("step      1  loss ")
+    assert any(path.stat().st_size > 1000 for path in (tmp_path / "curves").iterdir())
+
+
+def test_tensorboard_may_be_absent(tmp_path: Path, monkeypatch) -> None:
+    """Asked for and not installed: a named error with the extra to install."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingTool, match="tensorboard") as caught:
+        Board(tmp_path)
+    assert "scf[tensorboard]" in caught.value.remedy
+
+
+def test_a_device_that_lacks_something_is_noticed() -> None:
+    """One step is tried; the reason is told. (The meta device has no numbers.)"""
+    energy = record_energy(POINT, gaussian_points(100))
+    assert what_fails_on(torch.device("cpu"), energy) == ""
+    assert what_fails_on(torch.device("meta"), energy) != ""
 
 
 def test_bad_input_ends_with_a_named_error(tmp_path: Path) -> None:

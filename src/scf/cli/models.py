@@ -28,7 +28,7 @@ _ANY = click.Path(path_type=Path)
     help="NDJSON files or folders of fossils; several may follow one --fossils.",
 )
 @click.option("--out", type=_FOLDER, required=True, help="Folder for the checkpoint.")
-@click.option("--preset", help="Defaults by name: tiny, base.")
+@click.option("--preset", help="Defaults by name: tiny, base, h100.")
 @click.option("--config", "config_file", type=_ANY, help="Settings as JSON.")
 @click.option("--max-seconds", type=float, help="Limit on training time, resumes included.")
 @click.option("--max-steps", type=int, help="Limit on steps, resumes included.")
@@ -37,6 +37,7 @@ _ANY = click.Path(path_type=Path)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, if any.")
 @click.option("--parent", type=_ANY, help="Checkpoint whose weights and frame to go on from.")
 @click.option("--progress", type=_ANY, help="Append progress here, one JSON object a line.")
+@click.option("--tensorboard", type=_FOLDER, help="Folder for TensorBoard's event files.")
 @common_options
 def train(
     context: Context,

@@ -97,8 +97,19 @@ class Derivatives(NamedTuple):
     noise_slope_B: Tensor
 
 
+def _below(base: Derivatives, correction: Derivatives) -> Derivatives:
+    return Derivatives(
+        *(of_base - of_net for of_base, of_net in zip(base, correction, strict=True))
+    )
+
+
 class EnergyModel(nn.Module):
-    """E(z, sigma | c) on the model's coordinates (`frame.Frame`), sigma in the data's scale."""
+    """E(z, sigma | c) on the model's coordinates (`frame.Frame`), sigma in the data's scale.
+
+    Attributes:
+        body_dtype: Type of the networks' layers while training, `torch.bfloat16` say; heads, sums
+            and the Gaussian stay float32. None, as for all that is measured: float32 throughout.
+    """
 
     offset_grid_L: Tensor
     offset_L: Tensor
@@ -113,6 +124,7 @@ class EnergyModel(nn.Module):
         super().__init__()
         self.layout = layout
         self.config = config
+        self.body_dtype: torch.dtype | None = None
         # Set by calibration.calibrate once the weights stand; zero while they are trained.
         ends = math.log(noise.sigma_min), math.log(noise.sigma_max)
         self.register_buffer(
@@ -227,16 +239,25 @@ class EnergyModel(nn.Module):
                 has_place=not self.config.translation_symmetric,
             )
             noise_BE = torch.cat([self.embedding(log_sigma_B), self.encoder.off_grid(c_BK)], dim=1)
-            value_B: Tensor = self.body(sites_BSJ, noise_BE)
+            value_B = self._read(self.body, sites_BSJ, noise_BE)
         else:
             inputs_BI, found_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base, near_BU)
             noise_BE = self.embedding(log_sigma_B)
-            value_B = self.body(inputs_BI, noise_BE)
+            value_B = self._read(self.body, inputs_BI, noise_BE)
             if self.site_body is not None and found_BSJ is not None:
                 # The noise is the record's, not the site's: computed once, added to all sites.
-                value_B = value_B + self.site_body(found_BSJ, noise_BE[:, None]).sum(dim=1)
+                value_B = value_B + self._read(self.site_body, found_BSJ, noise_BE[:, None]).sum(1)
         correction_B = value_B * fading_B - self._offset(log_sigma_B)
         return correction_B if known_B is None else correction_B + known_B
+
+    def _read(self, body: nn.Module, inputs: Tensor, noise: Tensor) -> Tensor:
+        """What a network says, float32, its layers in `body_dtype` where that is set."""
+        if self.body_dtype is None:
+            said: Tensor = body(inputs, noise)
+        else:
+            with torch.autocast(inputs.device.type, dtype=self.body_dtype):
+                said = body(inputs, noise)
+        return said
 
     def _known(
         self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor
@@ -274,6 +295,15 @@ class EnergyModel(nn.Module):
         """E with both its first derivatives; with `create_graph` they can be trained."""
         with torch.no_grad():
             base = Derivatives(*self.base.energy(z_BD, sigma_B, c_BK))
+        if torch.compiler.is_compiling():
+            # autograd.grad cannot be compiled where its result is derived again; this can.
+            def summed(z_BD: Tensor, log_sigma_B: Tensor) -> tuple[Tensor, Tensor]:
+                value_B = self.correction(z_BD, log_sigma_B, c_BK)
+                return value_B.sum(), value_B
+
+            derived = torch.func.grad(summed, argnums=(0, 1), has_aux=True)
+            (gradient_BD, noise_slope_B), correction_B = derived(z_BD, sigma_B.log())
+            return _below(base, Derivatives(correction_B, gradient_BD, noise_slope_B))
         with torch.enable_grad():
             z_BD = z_BD.detach().requires_grad_()
             log_sigma_B = sigma_B.log().detach().requires_grad_()
@@ -281,11 +311,7 @@ class EnergyModel(nn.Module):
             gradient_BD, noise_slope_B = torch.autograd.grad(
                 correction_B.sum(), (z_BD, log_sigma_B), create_graph=create_graph
             )
-        return Derivatives(
-            base.energy_B - correction_B,
-            base.gradient_BD - gradient_BD,
-            base.noise_slope_B - noise_slope_B,
-        )
+        return _below(base, Derivatives(correction_B, gradient_BD, noise_slope_B))
 
     def score(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """-dE/dz, (B, D)."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scf.models.activation import silu
+from scf.models.networks import in_float32
 from scf.models.record import OPEN, WALL
 
 # Shapes: B minibatch, S sites, J features of a site that come in, E noise embedding, W width,
@@ -197,7 +198,7 @@ class LatticeNet(nn.Module):
             halve = self.halve[level]
             assert isinstance(halve, _Halve)
             h_BSW = _through(self.up[level], held[level] + halve.back(h_BSW), noise_B1E)
-        density_BS1: Tensor = self.head(silu(h_BSW))
+        density_BS1: Tensor = in_float32(self.head, silu(h_BSW))
         return density_BS1.squeeze(-1)
 
 

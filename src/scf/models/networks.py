@@ -49,8 +49,21 @@ class ResidualMLP(nn.Module):
         h_BW = self.enter(inputs_BI) + self.enter_noise(noise_BE)
         for inner, inner_noise, outer in zip(self.inner, self.inner_noise, self.outer, strict=True):
             h_BW = h_BW + outer(silu(inner(silu(h_BW)) + inner_noise(noise_BE)))
-        scalar_B1: Tensor = self.head(silu(h_BW))
+        scalar_B1: Tensor = in_float32(self.head, silu(h_BW))
         return scalar_B1.squeeze(-1)
+
+
+def in_float32(layer: nn.Linear, h: Tensor) -> Tensor:
+    """A linear layer in float32, also where the layers before it are in bfloat16.
+
+    An energy is a sum of many terms whose differences count: its head and its sum keep all digits.
+    """
+    if not torch.is_autocast_enabled(h.device.type):
+        plain: Tensor = layer(h)
+        return plain
+    with torch.autocast(h.device.type, enabled=False):
+        exact: Tensor = layer(h.float())
+    return exact
 
 
 def gain_for(num_inputs: int) -> float:

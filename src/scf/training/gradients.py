@@ -5,8 +5,10 @@ by their number, whoever computes them and in how many parts. Each process adds 
 part; then sums and gradients are added over the processes, and divided.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 from scf.core.errors import TrainingError
 from scf.models.energy_model import EnergyModel
-from scf.models.losses import Losses, denoising_and_dual
+from scf.models.losses import Losses
+from scf.training.compiled import CompiledLoss, plain_loss, wants_compiled
 from scf.training.distributed import Peers
 from scf.training.noising import Batch
 from scf.training.sharding import is_sharded
@@ -52,7 +55,8 @@ class Gradients:
         peers: The processes that share a minibatch.
         is_paired: Rows come with a noise and with its opposite.
         num_rows_max: Most rows that any process gets.
-        talk: Told when memory was short.
+        talk: Told when memory was short, or compiling did not work.
+        interrupting: Entered while compiling, since that takes long.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Gradients:
         is_paired: bool,
         num_rows_max: int,
         talk: Callable[[str], object],
+        interrupting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._model = model
         self._parameters: list[nn.Parameter] = list(model.parameters())
@@ -74,6 +79,11 @@ class Gradients:
         self._num_rows_max = num_rows_max
         self._talk = talk
         self.microbatch = min(config.microbatch or num_rows_max, num_rows_max)
+        self._body_dtype = torch.bfloat16 if config.precision == "bf16" else None
+        device = self._parameters[0].device
+        self._loss: Callable[[EnergyModel, Batch, bool], Losses] = plain_loss
+        if wants_compiled(config.compile, device):
+            self._loss = CompiledLoss(talk, interrupting=interrupting)
 
     def of(self, batch: Batch) -> Means | None:
         """Set `.grad` of every parameter; None where no process has a row.
@@ -123,8 +133,7 @@ class Gradients:
                 part = _one_row_like(batch)
             losses = self._losses(part)
             loss = losses.denoising_B.sum() + self._config.dual_weight * losses.dual_B.sum()
-            with self._peers.waiting("summing gradients"):
-                (0 * loss if is_empty else loss).backward()  # type: ignore[no-untyped-call]
+            self._backward(0 * loss if is_empty else loss)
             if not is_empty:
                 told = (losses.denoising_B.sum(), losses.dual_B.sum())
                 sums += torch.tensor([float(len(part)), *(float(value.detach()) for value in told)])
@@ -132,11 +141,22 @@ class Gradients:
 
     def _losses(self, part: Batch) -> Losses:
         """Denoising score matching with EDM's weight, and the dual term (models/losses.py)."""
-        *drawn, true_score_BD = part
-        is_steady = self._is_paired or true_score_BD is not None
-        return denoising_and_dual(
-            self._model, *drawn, true_score_BD=true_score_BD, is_steady=is_steady
-        )
+        is_steady = self._is_paired or part.true_score_BD is not None
+        self._model.body_dtype = self._body_dtype
+        try:
+            return self._loss(self._model, part, is_steady)
+        finally:
+            self._model.body_dtype = None  # whatever is measured is measured in float32
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._is_sharded:
+            # FSDP2's hooks follow; its parameters are not the tensors in the graph.
+            with self._peers.waiting("summing gradients"):
+                loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            # Naming the parameters leaves out the second derivative by the records themselves:
+            # 10 % of a step.
+            loss.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
 
     def _make_smaller(self, why: str) -> None:
         if self._is_sharded or self.microbatch <= 1:

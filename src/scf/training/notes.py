@@ -1,10 +1,11 @@
 """What a running job says and hears: progress to people and programs, and the signal to stop."""
 
+import contextlib
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from scf.core.units import format_duration
 from scf.storage.durable import os_errors
 from scf.training.checkpoint import Progress
+from scf.training.gradients import Means
+from scf.training.tensorboard import Board
 from scf.training.train_config import TrainConfig
 
 # How often a person and a program hear of progress.
@@ -27,11 +30,13 @@ class Notes:
         path: The NDJSON file.
         every_step: Note each step there, not one in half a second.
         talk: Takes lines for people.
+        board: Draws the same curves for TensorBoard.
     """
 
     path: Path | None = None
     every_step: bool = False
     talk: Callable[[str], object] = sys.stderr.write
+    board: Board | None = None
     _next_talk: float = 0.0
     _next_note: float = 0.0
 
@@ -42,7 +47,7 @@ class Notes:
             with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-    def step(self, config: TrainConfig, progress: Progress, losses: Sequence[float]) -> None:
+    def step(self, config: TrainConfig, progress: Progress, losses: Means) -> None:
         """Tell where the run stands, at most so often."""
         now = time.monotonic()
         if now < min(self._next_note, self._next_talk) and not self.every_step:
@@ -51,26 +56,38 @@ class Notes:
         left_s = min(
             config.max_seconds - progress.seconds, (config.max_steps - progress.step) / rate
         )
-        total, denoising, dual = losses
         if now >= self._next_note or self.every_step:
             self._next_note = now + _NOTE_S
+            curves = {
+                "loss": losses.total,
+                "denoising": losses.denoising,
+                "dual": losses.dual,
+                "steps_per_s": round(rate, 2),
+                "learning_rate": config.learning_rate_at(progress.step),
+                "validation": progress.validation[-1][1] if progress.validation else None,
+                "energy_gap_nats": progress.energy_gap_nats,
+                "score_error": progress.score_error,
+            }
             self.write(
                 event="step",
                 step=progress.step,
-                loss=total,
-                denoising=denoising,
-                dual=dual,
-                steps_per_s=round(rate, 2),
                 elapsed_s=round(progress.seconds, 2),
                 eta_s=round(max(left_s, 0.0), 1),
-                validation=progress.validation[-1][1] if progress.validation else None,
-                energy_gap_nats=progress.energy_gap_nats,
-                score_error=progress.score_error,
+                **curves,
             )
+            if self.board is not None:
+                self.board.draw(progress.step, curves)
         if now >= self._next_talk:
             self._next_talk = now + _TALK_S
+            looked = ""
+            if progress.score_error is not None and progress.energy_gap_nats is not None:
+                looked = (
+                    f"score error {progress.score_error:.3f} of the Gaussian's  "
+                    f"energy {progress.energy_gap_nats:+.2f} nats below it  "
+                )
             self.talk(
-                f"step {progress.step:6d}  loss {total:.4f}  {rate:.0f} steps/s  "
+                f"step {progress.step:6d}  loss {losses.total:.4f}  {looked}"
+                f"{rate:.{0 if rate >= 10 else 2}f} steps/s  "
                 f"at most {format_duration(max(left_s, 0.0))} left\n"
             )
 
@@ -83,6 +100,12 @@ class Notes:
             step=progress.step,
             elapsed_s=round(progress.seconds, 2),
         )
+        if self.board is not None:
+            self.board.close()
+
+
+class Interrupted(Exception):
+    """A signal to stop came during work that may be left half done."""
 
 
 @dataclass
@@ -90,6 +113,22 @@ class StopSignal:
     """SIGTERM and SIGINT, remembered until the step is done."""
 
     is_set: bool = False
+    _may_interrupt: bool = False
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Work that takes long and whose result can be done without: a signal ends it at once.
+
+        Raises:
+            Interrupted: In the middle of it, or before its first line where the signal came before.
+        """
+        self._may_interrupt = True
+        try:
+            if self.is_set:
+                raise Interrupted
+            yield
+        finally:
+            self._may_interrupt = False
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,3 +136,6 @@ class StopSignal:
 
     def _remember(self, _number: int, _frame: object) -> None:
         self.is_set = True
+        if self._may_interrupt:
+            self._may_interrupt = False
+            raise Interrupted

@@ -3,7 +3,10 @@
 What settings leave to `auto` is decided here, from the fossils and the machine.
 """
 
+import copy
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from scf.core.errors import InputError, MissingTool, UsageError
 from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, NetworkConfig
 from scf.models.frame import Symmetry
 from scf.models.lattice import levels_for
+from scf.models.losses import denoising_and_dual
 from scf.models.noise import NoiseRange
 from scf.models.physics import constraints_for
 from scf.models.record import PERIODIC, RecordLayout
@@ -263,6 +267,36 @@ def is_small_network(model: EnergyModel, batch_size: int) -> bool:
     """
     multiplications = batch_size * sum(parameter.numel() for parameter in model.parameters())
     return multiplications < _ONE_THREAD_MAX
+
+
+def device_for(
+    energy: RecordEnergy, config: TrainConfig, peers: Peers, talk: Callable[[str], object]
+) -> tuple[torch.device, int]:
+    """The device that a run trains on, and the CPU threads of this process."""
+    is_small = is_small_network(energy.model, config.batch_size // peers.world_size)
+    device = choose_device(config.device, is_small=is_small, local_rank=peers.local_rank)
+    if device.type == "mps" and (lack := what_fails_on(device, energy)):
+        talk(f"mps lacks something that this model needs ({lack}): training on the CPU\n")
+        device = torch.device("cpu")
+    cores = max(1, (os.cpu_count() or 1) // peers.local_world_size)
+    return device, config.threads or (1 if is_small else cores)
+
+
+def what_fails_on(device: torch.device, energy: RecordEnergy) -> str:
+    """Why a training step of this model does not run on a device; "" where it does."""
+    model = copy.deepcopy(energy.model)
+    size, given_size = energy.layout.size, energy.layout.given_size
+    try:
+        model.to(device)
+        row_BD, sigma_B = torch.ones(2, size, device=device), torch.ones(2, device=device)
+        c_BK = torch.zeros(2, given_size, device=device)
+        losses = denoising_and_dual(model, row_BD, row_BD, sigma_B, c_BK)
+        loss = losses.denoising_B.sum() + losses.dual_B.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        float(loss.detach())
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        return str(error).strip().splitlines()[0][:200]
+    return ""
 
 
 def choose_device(name: str, *, is_small: bool, local_rank: int = 0) -> torch.device:

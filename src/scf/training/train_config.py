@@ -16,9 +16,16 @@ from typing import Any
 from scf.core.errors import UsageError
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-BODIES = ("auto", "mlp", "lattice")
-SHARDINGS = ("none", "fsdp2")
 SYMMETRIES = ("translation", "sign", "rotation")
+CHOICES = {
+    "body": ("auto", "mlp", "lattice"),
+    "antithetic": ("auto", "on", "off"),
+    "bounds": ("auto", "off"),
+    "precision": ("fp32", "bf16"),
+    "compile": ("auto", "on", "off"),
+    "sharding": ("none", "fsdp2"),
+    "device": DEVICES,
+}
 _PRESETS = importlib.resources.files("scf.training") / "presets"
 
 
@@ -55,12 +62,18 @@ class TrainConfig:
         microbatch: Rows in one pass of a process; a minibatch is computed in so many parts. 0 takes
             all at once. Where memory is short it is halved until a pass fits. The gradient is the
             same.
+        precision: `fp32`, or `bf16` for the networks' layers; heads, sums and losses are float32 in
+            any case, and whatever is measured is.
+        compile: `on`, `off`, or `auto`: on CUDA. Twice the steps for the mlp, none more for the
+            lattice on a CPU, after a minute or two (`training/compiled.py`).
         antithetic: `on`: half as many different fossils in a step, each with a noise and with its
             opposite. At small sigma what the noise does to the gradient cancels, so small sigma
             counts for more. `auto` is on for a lattice, off for the mlp.
         learning_rate: Of AdamW, at its highest (after warm-up).
         warmup_steps: Steps over which the learning rate rises from 0.
         decay_steps: From here the learning rate falls like 1/sqrt(step) (EDM2, arXiv 2312.02696).
+        cosine_steps: Instead of that, half a cosine down to 0 at this step (set `max_steps` to it);
+            0 keeps the falling root, which needs to know no end.
         weight_decay: Of AdamW where fossils are few; it falls as fossils a number grow (see
             `weight_decay_for`).
         gradient_norm_max: Longer gradients are shortened to this.
@@ -114,10 +127,13 @@ class TrainConfig:
     residual_weight: float = 0.0
     batch_size: int = 128
     microbatch: int = 0
+    precision: str = "fp32"
+    compile: str = "auto"
     antithetic: str = "auto"
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     decay_steps: int = 1000
+    cosine_steps: int = 0
     weight_decay: float = 1.0
     gradient_norm_max: float = 1.0
     dual_weight: float = 0.05
@@ -164,6 +180,7 @@ class TrainConfig:
             "weight_decay",
             "dual_weight",
             "ema_gamma",
+            "cosine_steps",
             "contrastive_seconds",
             "contrastive_weight",
             "threads",
@@ -179,20 +196,13 @@ class TrainConfig:
             raise UsageError("validation_fraction and sigma_uniform_fraction are shares of one")
         if not self.sigma_min <= self.score_sigma < self.sigma_max:
             raise UsageError("noise levels must obey sigma_min <= score_sigma < sigma_max")
-        if self.body not in BODIES:
-            raise UsageError(f"body {self.body!r} is not one of {', '.join(BODIES)}")
-        if self.antithetic not in {"auto", "on", "off"}:
-            raise UsageError(f"antithetic {self.antithetic!r} is not auto, on or off")
-        if self.bounds not in {"auto", "off"}:
-            raise UsageError(f"bounds {self.bounds!r} is not auto or off")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
         if self.symmetry not in {"auto", "none"} and not self.symmetries <= set(SYMMETRIES):
             raise UsageError(
                 f"symmetry {self.symmetry!r} is not auto, none or of {', '.join(SYMMETRIES)}"
             )
-        if self.sharding not in SHARDINGS:
-            raise UsageError(f"sharding {self.sharding!r} is not one of {', '.join(SHARDINGS)}")
-        if self.device not in DEVICES:
-            raise UsageError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
 
     @property
     def symmetries(self) -> set[str]:
@@ -202,6 +212,9 @@ class TrainConfig:
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 1."""
         rise = min(1.0, step / self.warmup_steps)
+        if self.cosine_steps:
+            share = min(1.0, step / self.cosine_steps)
+            return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * share))
         return self.learning_rate * rise / math.sqrt(max(1.0, step / self.decay_steps))
 
     def weight_decay_for(self, size: int, num_fossils: int) -> float:

@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,15 +38,15 @@ from scf.training.data import FossilSource, TrainingData, load_data, model_rows,
 from scf.training.distributed import ALONE, Peers
 from scf.training.gradients import Gradients
 from scf.training.noising import noisy
-from scf.training.notes import Notes, StopSignal
+from scf.training.notes import Interrupted, Notes, StopSignal
 from scf.training.sharding import shard
 from scf.training.starting import (
     beginning,
-    choose_device,
+    device_for,
     is_antithetic,
-    is_small_network,
     settle,
 )
+from scf.training.tensorboard import Board
 from scf.training.train_config import DEVICES, TrainConfig, build_config, preset_names
 from scf.training.validation import Validation
 from scf.training.weights import Weights
@@ -106,14 +105,13 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     torch.set_num_threads(config.threads or 1)
 
     # The fossils, and the coordinates in which the model sees them.
-    data = load_data(source, config)
+    with stop.interrupting():
+        data = load_data(source, config)
     peers.check_same("fossils", [data.digest.encode()])
     described, begin = beginning(data, config, last_good, source.describe(), peers)
     energy, noise = begin.energy, begin.energy.noise
-    is_small = is_small_network(energy.model, config.batch_size // peers.world_size)
-    device = choose_device(config.device, is_small=is_small, local_rank=peers.local_rank)
-    cores = max(1, (os.cpu_count() or 1) // peers.local_world_size)
-    torch.set_num_threads(config.threads or (1 if is_small else cores))
+    device, num_threads = device_for(energy, config, peers, notes.talk)
+    torch.set_num_threads(num_threads)
     model = energy.model.to(device).train()
     is_paired = is_antithetic(config, model)
     minibatches = data.minibatches(source, energy.frame, config, peers, is_paired=is_paired)
@@ -128,7 +126,13 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     weights.restore(begin)
     num_rows = (2 if is_paired else 1) * math.ceil(minibatches.num_places / peers.world_size)
     gradients = Gradients(
-        model, config, peers, is_paired=is_paired, num_rows_max=num_rows, talk=notes.talk
+        model,
+        config,
+        peers,
+        is_paired=is_paired,
+        num_rows_max=num_rows,
+        talk=notes.talk,
+        interrupting=stop.interrupting,
     )
     progress = weights.progress
     if progress.step:
@@ -145,10 +149,9 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
             _REASONS.index(_reason_to_stop(config, progress, stop)),
             progress.seconds - last_saved >= config.checkpoint_every_s,
         )
-        if is_due or wanted:
-            if not weights.are_finite():
-                raise Diverged(progress.step, last_good)
-            progress.source = minibatches.get_state()
+        progress.source = minibatches.get_state()
+        if (is_due or wanted) and not weights.are_finite():
+            raise Diverged(progress.step, last_good)
         if wanted:
             break
         if is_due:
@@ -165,7 +168,11 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
                       num_places=minibatches.num_places, is_paired=is_paired)  # fmt: skip
 
         # Denoising score matching, the dual term, and the step that their gradient asks for.
-        losses = gradients.of(batch.to(device))
+        try:
+            losses = gradients.of(batch.to(device))
+        except Interrupted:  # while compiling: no step was taken
+            wanted = _REASONS.index("sigterm")
+            break
         if losses is None:
             continue  # a minibatch of validation fossils alone
         if not math.isfinite(losses.total):
@@ -184,7 +191,7 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
 
     last = weights.snapshot()
     if out is not None and last is not None:
-        _publish(out, described, last, config, device, data, clock)
+        write_final(out, described, _finished(last, config, device, data, clock, stop))
     notes.finished(progress)
     return progress
 
@@ -203,24 +210,28 @@ def _reason_to_stop(config: TrainConfig, progress: Progress, stop: StopSignal) -
     return ""
 
 
-def _publish(
-    out: Folder,
-    described: dict[str, Any],
+def _finished(
     last: Snapshot,
     config: TrainConfig,
     device: torch.device,
     data: TrainingData,
     clock: Callable[[], float],
-) -> None:
-    """The second phase, the normaliser, and the files. A run told to end leaves the first two out.
+    stop: StopSignal,
+) -> Snapshot:
+    """After the second phase, and normalised: the first process's work, the others are through.
 
-    All of it is the first process's work: the others are through.
+    A run told to end leaves both out, and can be told so in the middle of them.
     """
-    if last.progress.status == "completed" and config.contrastive_seconds:
-        last = try_contrast(last, data, config, device, clock)
-    if last.progress.status == "completed" and config.calibration_particles:
-        _calibrate(last.energy, config, device)
-    write_final(out, described, last)
+    device = torch.device("cpu") if device.type == "mps" else device  # float64 is needed here
+    try:
+        with stop.interrupting():
+            if config.contrastive_seconds:
+                last = try_contrast(last, data, config, device, clock)
+            if config.calibration_particles:
+                _calibrate(last.energy, config, device)
+    except Interrupted:
+        last.progress.status, last.progress.stop_reason = "stopped", "sigterm"
+    return last
 
 
 def _calibrate(energy: RecordEnergy, config: TrainConfig, device: torch.device) -> None:
@@ -239,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     stop = StopSignal()
     stop.listen()
-    notes, peers = Notes(options.progress, options.every_step), ALONE
+    notes, peers = Notes(options.progress, every_step=options.every_step), ALONE
     try:
         from scf.training.fossils import open_source
 
@@ -247,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peers = Peers.join(os.environ, limit_s=config.peer_limit_s)
         if not peers.is_first:
             notes = Notes(talk=lambda _: None)
+        elif options.tensorboard:
+            notes.board = Board(options.tensorboard)
         source = open_source(
             options.fossils,
             plan=options.plan,
@@ -269,6 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.remedy:
             sys.stderr.write(f"            {error.remedy}\n")
         return error.exit_code
+    except Interrupted:
+        notes.write(event="finished", status="stopped", reason="sigterm", step=0)
+        sys.stderr.write("stopped while reading fossils; no step was taken, nothing was written\n")
+        return 0
     peers.leave()
     if peers.is_first:
         sys.stderr.write(
@@ -321,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--progress", type=Path, help="append progress here, one JSON object a line"
     )
+    parser.add_argument("--tensorboard", type=Path, help="folder for TensorBoard's event files")
     parser.add_argument(
         "--every-step", action="store_true", help="note each step there (default: two a second)"
     )

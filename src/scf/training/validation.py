@@ -91,7 +91,7 @@ class Validation:
                 (n_BD - sigma_B[:, None] * found_at.gradient_BD).square(),
                 (n_BD - sigma_B[:, None] * gradient_BD).square(),
             )
-            sums += torch.stack([value.detach().double().sum().cpu() for value in told])
+            sums += torch.stack([value.detach().cpu().double().sum() for value in told])
         if is_shared:
             sums = peers.add_up([], sums)  # float64 throughout
         loss, gap, error, error_of_base = sums.tolist()
