@@ -92,7 +92,7 @@ def parse_note(note: bytes) -> tuple[TreeHead, list[tuple[str, bytes]]]:
 
 
 def verify_note(note: bytes, key: PublicKey, *, origin: str | None = None) -> TreeHead:
-    """The head, once `key` is seen to have signed it. Signatures of others are passed over.
+    """The head, once `key` (or a predecessor) is seen to have signed it; others are passed over.
 
     Args:
         note: The whole note.
@@ -106,12 +106,12 @@ def verify_note(note: bytes, key: PublicKey, *, origin: str | None = None) -> Tr
     head, signatures = parse_note(note)
     if origin is not None and head.origin != origin:
         raise SignatureInvalid(f"tree head of log {head.origin!r}, expected {origin!r}")
-    mark = key_hash(head.origin, key)
-    ours = [s[4:] for name, s in signatures if name == head.origin and s[:4] == mark]
+    marks = {key_hash(head.origin, known): known for known in key.lineage}
+    ours = [s for name, s in signatures if name == head.origin and s[:4] in marks]
     if not ours:
         raise SignatureInvalid(
             f"the tree head of {head.origin} has no signature by {key.key_id[:16]}"
         )
     for signature in ours:
-        verify_signature(key, head.text().encode(), signature)
+        verify_signature(marks[signature[:4]], head.text().encode(), signature[4:])
     return head

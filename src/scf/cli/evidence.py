@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from scf.cli.common import Context, common_options, emit, json_option
+from scf.core.errors import OperatorError, UsageError
 from scf.signing.verify import PublicKey
 
 VERIFICATION_FAILED = 5
@@ -108,7 +109,7 @@ def audit_prove(context: Context, index: int) -> None:
 
 @click.group()
 def keys() -> None:
-    """The public keys of this foundry."""
+    """The keys of this foundry: show the public halves, replace one."""
 
 
 @keys.command("show")
@@ -124,6 +125,7 @@ def keys_show(context: Context, as_json: bool) -> None:
             "key_id": key.key_id,
             "path": str(context.key_folder / f"{role}.pub"),
             "pem": key.to_pem().decode(),
+            "replaced": [old.key_id for old in key.predecessors],
         }
         for role, key in found.items()
     }
@@ -132,6 +134,44 @@ def keys_show(context: Context, as_json: bool) -> None:
         return
     for role, about in rows.items():
         click.echo(f"{role:8} {about['key_id']}\n{'':8} {about['path']}")
+        for old in about["replaced"]:
+            click.echo(f"{'':8} replaced {old}")
+
+
+@keys.command("rotate")
+@click.argument("role", type=click.Choice(["foundry", "vault"]))
+@click.option("--reason", required=True, help="Why; it stands in the rotation and the audit log.")
+@common_options
+def keys_rotate(context: Context, role: str, reason: str) -> None:
+    """Replace a key by a new one, in a statement that the old one signs.
+
+    What the old key signed stays good. Releases carry the statement, so that who trusts the old key
+    can follow it to the new one; tell people the new `foundry.pub` all the same, and commit it as
+    .github/foundry.pub. The old private key is gone afterwards. After a theft this is not enough:
+    whoever has the old key could sign such a statement, too.
+    """
+    from scf.audit.log import AuditLog
+    from scf.core.clock import SystemClock, utc_text
+    from scf.daemon.heartbeat import is_running
+    from scf.signing.keys import load_signer, rotate_key
+
+    context.require_clear("key rotation")
+    if is_running(context.home):
+        raise OperatorError(
+            "the daemon runs, and holds the key that is to be replaced",
+            remedy="Stop it first (`scf stop`), then start it again.",
+        )
+    if not reason.strip():
+        raise UsageError("a rotation needs a reason")
+    audit = context.drive.folder("zk_proofs", "audit")
+    old = load_signer(context.key_folder, role).public_key
+    new = rotate_key(
+        context.key_folder, role, reason=reason.strip(), at=utc_text(SystemClock().now())
+    )
+    log = AuditLog.open(audit, context.home, load_signer(context.key_folder, "foundry"))
+    about = {"role": role, "old": old.key_id, "new": new.key_id, "reason": reason.strip()}
+    log.append("key.rotated", role, about, key=f"key.rotated/{new.key_id}")
+    click.echo(f"{role:8} {new.key_id}\n{'':8} replaces {old.key_id}")
 
 
 # -- shared ----------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from scf.core.errors import InputError, OperatorError, UsageError, VerificationF
 from scf.core.identity import is_sha256_hex
 from scf.daemon.rooms import own_drive
 from scf.signing.keys import public_keys
+from scf.signing.rotation import ROTATIONS_NAME
 from scf.storage import durable
 from scf.storage.instance_lock import instance_lock
 from scf.storage.partitions import DEFAULT_BUDGETS_BYTES, MARKER_NAME
@@ -250,7 +251,7 @@ def _copy_database(path: Path, copy: Path) -> None:
 
 def _key_bytes(folder: Path) -> dict[str, str]:
     return {path.name: path.read_bytes().hex() for path in sorted(folder.iterdir())
-            if path.suffix in {".key", ".pub"}}  # fmt: skip
+            if path.suffix in {".key", ".pub"} or path.name == ROTATIONS_NAME}  # fmt: skip
 
 
 # --- bringing back ---

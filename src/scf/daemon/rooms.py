@@ -20,7 +20,7 @@ from scf.core.clock import Clock, monday_of
 from scf.core.identity import sha256_hex
 from scf.daemon.doors import Doors, OpenDoor, open_doors, open_local_door
 from scf.dispatch.dispatcher import Dispatcher
-from scf.signing.keys import load_signer, public_keys
+from scf.signing.keys import load_signer, public_keys, read_rotations
 from scf.signing.signer import Signer
 from scf.storage import durable
 from scf.storage.partitions import Drive, DriveMissing, Folder
@@ -308,6 +308,7 @@ class Rooms(Shelves):
                 code_version=scf.__version__,
                 clock=self.clock,
                 settings=self.config.public(),
+                rotations=read_rotations(self.config.home / "keys"),
                 size_max_bytes=self.config.release.size_max_bytes or size_cap_bytes(self.drive),
             )
             return make_release(foundry)

@@ -1,6 +1,6 @@
 """Verify a proof record, wherever it lies, with public keys alone.
 
-What holds afterwards: a trusted key signed the statement; the same key's audit log contains the
+What holds afterwards: a trusted key signed the statement; the audit log of that key contains the
 entry that logged this very statement, under a tree head that it signed.
 """
 
@@ -100,7 +100,8 @@ def verify_record_json(record: Any, keys: Iterable[PublicKey]) -> VerifiedStatem
         envelope = Envelope.from_json(record["envelope"])
         _require_one_form(envelope, record["envelope"])
         payload = verify_envelope(envelope, keys, payload_type=IN_TOTO_TYPE)
-        key = next(k for k in keys if k.key_id == envelope.signatures[0].key_id)
+        signed_by = envelope.signatures[0].key_id
+        trusted, key = next((k, o) for k in keys for o in k.lineage if o.key_id == signed_by)
         statement = parse_statement(payload)
         audit = record["audit"]
         if (
@@ -109,7 +110,7 @@ def verify_record_json(record: Any, keys: Iterable[PublicKey]) -> VerifiedStatem
         ):
             raise ProofInvalid("its audit part is not {index, entry, proof, checkpoint}")
         data = audit["entry"].encode()
-        head = verify_note(audit["checkpoint"].encode(), key)
+        head = verify_note(audit["checkpoint"].encode(), trusted)
         proof = [bytes.fromhex(digest) for digest in audit["proof"]]
         if [digest.hex() for digest in proof] != audit["proof"]:
             raise ProofInvalid("its proof is not written in lower-case hexadecimal")

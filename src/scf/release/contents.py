@@ -5,7 +5,7 @@ the generation or the vault, or text made here from values. Weights and fossil e
 first release of a generation; a later week in which it still stands names that one by digest.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def gather(
     carrier: Released | None,
     steps: tuple[Step, ...] = (),
     taints: Tainted | None = None,
+    rotations: Sequence[Any] = (),
 ) -> Contents:
     """Collect what `generation` is and rests on, verifying each part.
 
@@ -136,6 +137,7 @@ def gather(
         carrier: The release that has these weights already, if one has.
         steps: How the model improved, generation by generation.
         taints: Fossils of its plans that were taken back, and what follows.
+        rotations: Statements by which keys replaced each other (`signing.rotation`).
 
     Raises:
         GenerationDamaged, ProofInvalid, SignatureInvalid: The generation is not what it was.
@@ -164,6 +166,8 @@ def gather(
             files[name] = generation.path / name
     for role, key in keys.items():
         files[f"keys/{role}.pub"] = key.to_pem()
+    if rotations:
+        files["keys/rotations.json"] = canonical_json(list(rotations))
     files |= _gate_files(generation, record, week)
     # The fossils are looked at in every week: a vault that lost some must not go unnoticed.
     manifests = dict(_manifests(plan, vault, keys["vault"]))

@@ -17,7 +17,7 @@ from scf.core.merkle import root
 from scf.fertilization.batch_plan import BatchPlan, read_plan
 from scf.proofs.attest import record_name
 from scf.proofs.verify_proof import verify_record
-from scf.release.verify_release import verify_release
+from scf.release.chain import verify_trusted
 from scf.signing.verify import PublicKey
 from scf.storage import durable
 from scf.vault.manifest import manifest_path, read_manifest
@@ -67,7 +67,7 @@ def walk(folder: Path, drive: Path, keys: Mapping[str, PublicKey]) -> Iterator[H
     """
     facts: dict[str, Any] = {}
     for release in [folder, *_carriers(folder)]:
-        found = verify_release(release, keys["foundry"].to_pem())
+        found = verify_trusted(release, keys["foundry"])
         facts = facts or found.facts
         first = f"{found.problems[0].file}: {found.problems[0].what}" if found.problems else ""
         count = len(found.facts.get("files", {})) + 2

@@ -13,7 +13,7 @@ from scf.audit.log import AuditLog
 from scf.core.errors import NothingToDo, ScfError
 from scf.dispatch.outlets.outlet import AlreadyPublished, Outlet, OutletFailed, Shipment
 from scf.release.archive import ReleaseDamaged
-from scf.release.verify_release import verify_release
+from scf.release.chain import verify_trusted
 from scf.signing.verify import PublicKey
 
 EVENT = "release.published"
@@ -54,7 +54,7 @@ def push(
     Raises:
         ReleaseDamaged: It does not verify with the foundry's key; nothing was published.
     """
-    checked = verify_release(release, key.to_pem())
+    checked = verify_trusted(release, key)
     if not checked.ok:
         problem = checked.problems[0]
         raise ReleaseDamaged(

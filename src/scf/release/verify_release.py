@@ -10,8 +10,8 @@ whole and consistent, not who made it.
 Exit code 0: everything fits. 5: something does not; the file is named. 2: wrong arguments.
 
 What is checked, so that nothing has to be believed:
-  1. RELEASE.dsse.json is signed by the key (Ed25519 over a DSSE envelope), and RELEASE.json is
-     exactly what was signed.
+  1. RELEASE.dsse.json is signed by the key (Ed25519 over a DSSE envelope), or by one that replaced
+     it in statements that each older key signed; and RELEASE.json is exactly what was signed.
   2. Every file has the SHA-256 and size that were signed; none is missing, none is there beside.
   3. The signed statement about the training run (proof.json) is about these weights, this plan and
      these metrics, and stands in the foundry's audit log (RFC 6962 inclusion proof, signed head).
@@ -39,7 +39,9 @@ RELEASE_SCHEMA = "scf.release/1"
 RELEASE_TYPE = "application/vnd.scf.release+json"
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 MANIFEST_TYPE = "application/vnd.scf.shard-manifest+json"
+ROTATION_TYPE = "application/vnd.scf.key-rotation+json"
 RELEASE, ENVELOPE = "RELEASE.json", "RELEASE.dsse.json"
+FOUNDRY, ROTATIONS = "keys/foundry.pub", "keys/rotations.json"
 NOT_IN_SUMS = (RELEASE, ENVELOPE, "SHA256SUMS")
 
 EXIT_OK, EXIT_FAILED = 0, 5
@@ -66,6 +68,7 @@ class Verification(NamedTuple):
         facts: What the release says of itself (the signed RELEASE.json), {} if it cannot be read.
         key_id: SHA-256 of the public key that was used, "" if there was none.
         pinned: Whether that key was given, rather than taken from the release.
+        followed: Whether the key that was given is an older one that was replaced by it.
         previous: `none`, `fits`, `absent` (not beside it) or `differs`.
         carrier: The same of the release that has the weights; `none` where this one has them.
         ignored: Files that macOS leaves on drives, not part of the release and not looked at.
@@ -77,6 +80,7 @@ class Verification(NamedTuple):
     facts: dict[str, Any]
     key_id: str
     pinned: bool
+    followed: bool
     previous: str
     carrier: str
     ignored: list[str]
@@ -89,6 +93,7 @@ class Verification(NamedTuple):
             "problems": [problem._asdict() for problem in self.problems],
             "key_id": self.key_id,
             "pinned": self.pinned,
+            "followed": self.followed,
             "previous": self.previous,
             "carrier": self.carrier,
             "ignored": self.ignored,
@@ -128,21 +133,20 @@ def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
         attempt(RELEASE, lambda: check_same(folder / RELEASE, payload))
     fits = check_files(folder, present, facts.get("files", {}), problems) if facts else set()
 
-    key = pinned_key(key_pem, problems)
-    embedded = folder / "keys" / "foundry.pub"
-    if key_pem is None and ("keys/foundry.pub" in fits or not facts):
-        key = attempt("keys/foundry.pub", lambda: read_key(embedded.read_bytes()))
-    elif key is not None and "keys/foundry.pub" in fits and read_key(embedded.read_bytes()) != key:
-        problems.append(Problem("keys/foundry.pub", "not the key that was given"))
+    rotations = attempt(ROTATIONS, lambda: read_rotations(folder), []) if ROTATIONS in fits else []
+    own = None
+    if FOUNDRY in fits or not facts:
+        own = attempt(FOUNDRY, lambda: read_key((folder / FOUNDRY).read_bytes()))
+    key, followed = choose_key(own, key_pem, rotations, problems)
     if envelope and key:
-        attempt(ENVELOPE, lambda: check_signature(envelope, key))
+        attempt(ENVELOPE, lambda: check_signature(envelope, [key]))
     elif envelope and (key_pem is None or not problems):
         problems.append(Problem(ENVELOPE, "there is no key to check its signature with"))
 
     previous = carrier = "none"
     if facts and key:
         # What lies deeper is looked at wherever the files it needs are as they were signed.
-        release = Release(folder, facts, fits, key)
+        release = Release(folder, facts, fits, key, rotations)
         for file, needs, check in CHECKS:
             if all(release.has(name) for name in needs):
                 attempt(file, lambda check=check: check(release))  # type: ignore[misc]
@@ -150,10 +154,10 @@ def verify_release(folder: Path, key_pem: bytes | None = None) -> Verification:
         carrier = attempt("..", lambda: check_carrier(folder, facts), "differs")
     ordered = list(dict.fromkeys(problems))
     key_id = hashlib.sha256(key).hexdigest() if key else ""
-    pinned = key_pem is not None
     return Verification(
-        not ordered, folder.name, ordered, facts, key_id, pinned, previous, carrier, ignored
-    )
+        not ordered, folder.name, ordered, facts, key_id, key_pem is not None, followed, previous,
+        carrier, ignored,
+    )  # fmt: skip
 
 
 # -- 1. what was signed ----------------------------------------------------------------------------
@@ -210,16 +214,18 @@ def check_same(path: Path, payload: bytes) -> None:
         raise Unfit(f"not what was signed in {ENVELOPE}")
 
 
-def check_signature(signed: Signed, key: bytes) -> None:
-    """Raise Unfit unless `key` signed the envelope."""
+def check_signature(signed: Signed, keys: Sequence[bytes]) -> bytes:
+    """The one of `keys` that signed the envelope; raises Unfit if none did."""
     kind = signed.kind.encode()
     # DSSE: what is signed is the pre-authentication encoding of type and payload.
     message = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(signed.payload), signed.payload)
-    key_id = hashlib.sha256(key).hexdigest()
-    if signed.key_id != key_id:
+    key = {hashlib.sha256(key).hexdigest(): key for key in keys}.get(signed.key_id)
+    if key is None:
+        key_id = hashlib.sha256(keys[0]).hexdigest()
         raise Unfit(f"signed by key {signed.key_id[:16]}, not by {key_id[:16]}")
     if not ed25519_verify(key, message, signed.signature):
-        raise Unfit(f"the signature of key {key_id[:16]} does not fit")
+        raise Unfit(f"the signature of key {signed.key_id[:16]} does not fit")
+    return key
 
 
 def read_facts(payload: bytes) -> dict[str, Any]:
@@ -248,15 +254,58 @@ def read_facts(payload: bytes) -> dict[str, Any]:
     return facts
 
 
-def pinned_key(key_pem: bytes | None, problems: list[Problem]) -> bytes | None:
-    """The raw key in the PEM that was given, if one was."""
+class Rotation(NamedTuple):
+    """A statement, signed by the old key, that the new one replaces it."""
+
+    role: str
+    old: bytes
+    new: bytes
+
+
+def read_rotations(folder: Path) -> list[Rotation]:
+    """Every rotation in the release, oldest first, its signature checked."""
+    found = []
+    for value in parse_json((folder / ROTATIONS).read_bytes()):
+        signed = parse_envelope(value, ROTATION_TYPE)
+        about = parse_json(signed.payload)
+        old, new = (read_key(about[part].encode()) for part in ("old_key", "new_key"))
+        check_signature(signed, [old])
+        found.append(Rotation(about["role"], old, new))
+    return found
+
+
+def ancestors(key: bytes, role: str, rotations: Sequence[Rotation]) -> list[bytes]:
+    """The keys that `key` descends from, latest first."""
+    found: list[bytes] = []
+    for rotation in reversed(rotations):
+        if rotation.role == role and rotation.new == (found[-1] if found else key):
+            found.append(rotation.old)
+    return found
+
+
+def choose_key(
+    own: bytes | None,
+    key_pem: bytes | None,
+    rotations: Sequence[Rotation],
+    problems: list[Problem],
+) -> tuple[bytes | None, bool]:
+    """The key that must have signed the release, and whether the given one led to it.
+
+    `own` is the release's. It counts where no other was given, or where the one that was given
+    stands in its line; else the given one does.
+    """
     if key_pem is None:
-        return None
+        return own, False
     try:
-        return read_key(key_pem)
+        given = read_key(key_pem)
     except (Unfit, ValueError) as error:
         problems.append(Problem("--key", f"not an Ed25519 public key in PEM: {error}"))
-        return None
+        return None, False
+    if own is not None and given in ancestors(own, "foundry", rotations):
+        return own, True
+    if own not in (None, given):
+        problems.append(Problem(FOUNDRY, "not the key that was given"))
+    return given, False
 
 
 def read_key(pem: bytes) -> bytes:
@@ -358,10 +407,19 @@ def file_sha256(path: Path) -> str:
 class Release:
     """A release whose file digests are known; what the checks below look at."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any], fits: set[str], key: bytes) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        facts: dict[str, Any],
+        fits: set[str],
+        key: bytes,
+        rotations: Sequence[Rotation],
+    ) -> None:
         self.folder = folder
         self.facts = facts
-        self.key = key
+        # What an older key signed before it was replaced counts, as the release's key lists it.
+        self.keys = [key, *ancestors(key, "foundry", rotations)]
+        self.rotations = rotations
         self._fits = fits
         self._statement: tuple[Signed, dict[str, Any]] | None = None
 
@@ -384,7 +442,7 @@ class Release:
         """Envelope and content of the signed statement in proof.json."""
         if self._statement is None:
             signed = parse_envelope(self.json("proof.json")["envelope"], STATEMENT_TYPE)
-            check_signature(signed, self.key)
+            check_signature(signed, self.keys)
             self._statement = signed, parse_json(signed.payload)
         return self._statement
 
@@ -428,7 +486,7 @@ def check_proof(release: Release) -> None:
 
     audit = release.json("proof.json")["audit"]
     entry = audit["entry"].encode()
-    origin, size, root = read_tree_head(audit["checkpoint"], release.key)
+    origin, size, root = read_tree_head(audit["checkpoint"], release.keys)
     siblings = [bytes.fromhex(digest) for digest in audit["proof"]]
     if not is_included(leaf_hash(entry), audit["index"], size, siblings, root):
         raise Unfit(f"the audit log {origin} of {size} entries does not hold it")
@@ -488,6 +546,7 @@ def check_manifests(release: Release) -> None:
     if release.is_carried:
         return
     key = read_key((release.folder / "keys" / "vault.pub").read_bytes())
+    keys = [key, *ancestors(key, "vault", release.rotations)]
     expected = set()
     for shard in release.json("plan.json")["shards"]:
         name = manifest_name(shard)
@@ -496,7 +555,7 @@ def check_manifests(release: Release) -> None:
             raise Unfit(f"{name} is missing: the plan names shard {shard['path']}")
         signed = parse_envelope(release.json(name), MANIFEST_TYPE)
         try:
-            check_signature(signed, key)
+            check_signature(signed, keys)
         except Unfit as unfit:
             raise Unfit(f"{name}: {unfit}") from None
         manifest = parse_json(signed.payload)
@@ -682,16 +741,16 @@ def is_included(
     return last == 0 and digest == expected_root
 
 
-def read_tree_head(note: str, key: bytes) -> tuple[str, int, bytes]:
-    """Origin, size and root of a C2SP checkpoint note that `key` signed."""
+def read_tree_head(note: str, keys: Sequence[bytes]) -> tuple[str, int, bytes]:
+    """Origin, size and root of a C2SP checkpoint note that one of `keys` signed."""
     text, _, signatures = note.rpartition("\n\n")
     origin, size, root = text.split("\n")
-    mark = hashlib.sha256(origin.encode() + b"\n\x01" + key).digest()[:4]
+    marks = {hashlib.sha256(origin.encode() + b"\n\x01" + key).digest()[:4]: key for key in keys}
     for line in signatures.splitlines():
         dash, name, value = line.split(" ")
         data = base64.b64decode(value, validate=True)
-        if (dash, name, data[:4]) == ("\u2014", origin, mark):
-            if not ed25519_verify(key, f"{text}\n".encode(), data[4:]):
+        if (dash, name) == ("\u2014", origin) and data[:4] in marks:
+            if not ed25519_verify(marks[data[:4]], f"{text}\n".encode(), data[4:]):
                 raise Unfit("the signature of the audit log's tree head does not fit")
             return origin, int(size), base64.b64decode(root, validate=True)
     raise Unfit("the audit log's tree head is not signed by the key")
@@ -846,6 +905,8 @@ def report_text(result: Verification) -> str:
         ]
     if result.ignored:
         lines.append(f"  note        left by macOS and ignored: {', '.join(result.ignored)}")
+    if result.followed:
+        lines.append("  note        the key that was given is an older one, and leads to this one")
     if not result.pinned:
         lines.append(
             "  note        unpinned: the key is the one inside the release. It shows that nothing "

@@ -8,7 +8,7 @@ instead of carrying its weights again.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from scf.release.notes import release_notes, verify_text
 from scf.release.sbom import bill_of_materials, constraints
 from scf.release.verify_release import verify_release
 from scf.release.week import PROMOTION, Week, count_events, kind_of, outcomes_of
-from scf.signing.keys import load_signer, public_keys
+from scf.signing.keys import load_signer, public_keys, read_rotations
 from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey
 from scf.storage import durable
@@ -136,6 +136,7 @@ class Foundry:
         code_version: `scf.__version__`.
         settings: The foundry's settings (JSON), packed as config/foundry.json; no secrets or paths.
         size_max_bytes: What a release may take; more is BudgetExceeded.
+        rotations: Statements by which keys replaced each other, packed as keys/rotations.json.
     """
 
     releases: Folder
@@ -148,6 +149,7 @@ class Foundry:
     clock: Clock = SystemClock()  # noqa: RUF009 - stateless
     settings: Mapping[str, Any] | None = None
     size_max_bytes: int = SIZE_MAX_BYTES
+    rotations: Sequence[Any] = ()
 
 
 @contextlib.contextmanager
@@ -181,6 +183,7 @@ def open_foundry(
             clock=clock,
             settings=settings,
             size_max_bytes=size_max_bytes or size_cap_bytes(drive),
+            rotations=read_rotations(home / "keys"),
         )
 
 
@@ -230,6 +233,7 @@ def make_release(
         carrier=carrier,
         steps=_steps(foundry),
         taints=_tainted(foundry, champion, utc_text(now)),
+        rotations=foundry.rotations,
     )
     about = _about(foundry, contents, name, utc_text(now), previous)
     files = {**contents.files, **_texts(foundry, contents, about, previous)}

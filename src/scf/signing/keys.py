@@ -1,19 +1,24 @@
 """Private keys: made, kept and opened here, and nowhere else.
 
 A key file is PKCS#8 in PEM with mode 0600; its public half lies beside it as `ROLE.pub`. A key that
-others may read is refused, as ssh does.
+others may read is refused, as ssh does. Keys that were replaced are known by `rotations.json`
+(`signing.rotation`), which public keys are handed out with.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from scf.core.errors import OperatorError
+from scf.core.errors import InputError, OperatorError
+from scf.signing.rotation import ROTATIONS_NAME, lineage, rotation
 from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey
 from scf.storage import durable
+from scf.storage.failpoint import failpoint
 
 # vault: shard manifests. foundry: statements, tree heads, releases.
 ROLES = ("vault", "foundry")
@@ -30,17 +35,44 @@ def create_keys(folder: Path) -> dict[str, PublicKey]:
     for role in ROLES:
         path = folder / f"{role}.key"
         if not path.exists():
-            key = Ed25519PrivateKey.generate()
-            pem = key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            durable.write_file(path, pem, mode=0o600)
+            durable.write_file(path, _new_key(), mode=0o600)
         # The public half is derived: written again after a crash between the two writes.
         public = load_signer(folder, role).public_key
-        durable.write_once(folder / f"{role}.pub", public.to_pem())
+        durable.write_file(folder / f"{role}.pub", public.to_pem())
     return public_keys(folder)
+
+
+def rotate_key(folder: Path, role: str, *, reason: str, at: str) -> PublicKey:
+    """Replace the key of `role` by a new one that the old one names; returns the new one.
+
+    The old private key is gone afterwards. After a crash, another call finishes what was begun.
+
+    Raises:
+        KeyMissing: The key cannot be opened.
+    """
+    old, fresh = load_signer(folder, role), folder / f"{role}.key.next"
+    if not fresh.exists():
+        durable.write_file(fresh, _new_key(), mode=0o600)
+    new = _open(fresh, role)
+    rotations = read_rotations(folder)
+    is_named = any(lineage(new.public_key, role, [one]) for one in rotations)
+    if not is_named:
+        envelope = rotation(old, new.public_key, reason=reason, at=at).to_json()
+        durable.write_json(folder / ROTATIONS_NAME, [*rotations, envelope])
+    failpoint("keys.rotation_written")
+    durable.write_file(folder / f"{role}.key", fresh.read_bytes(), mode=0o600)
+    durable.write_file(folder / f"{role}.pub", new.public_key.to_pem())
+    fresh.unlink()
+    return load_signer(folder, role).public_key
+
+
+def read_rotations(folder: Path) -> list[Any]:
+    """Every rotation so far, oldest first, as JSON; not verified."""
+    path = folder / ROTATIONS_NAME
+    value = durable.read_json(path) if path.exists() else []
+    if not isinstance(value, list):
+        raise InputError(f"{path}: expected a list of key rotations")
+    return value
 
 
 def load_signer(folder: Path, role: str) -> Signer:
@@ -49,7 +81,23 @@ def load_signer(folder: Path, role: str) -> Signer:
     Raises:
         KeyMissing: Absent, damaged, or readable by others.
     """
-    path = folder / f"{role}.key"
+    opened = _open(folder / f"{role}.key", role)
+    return replace(opened, public_key=_with_lineage(opened.public_key, folder, role))
+
+
+def _with_lineage(key: PublicKey, folder: Path, role: str) -> PublicKey:
+    return PublicKey(key.raw, lineage(key, role, read_rotations(folder)))
+
+
+def _new_key() -> bytes:
+    return Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _open(path: Path, role: str) -> Signer:
     try:
         mode = path.stat().st_mode
         pem = path.read_bytes()
@@ -84,7 +132,7 @@ def public_keys(folder: Path) -> dict[str, PublicKey]:
     for role in ROLES:
         path = folder / f"{role}.pub"
         try:
-            keys[role] = PublicKey.from_pem(path.read_bytes())
+            keys[role] = _with_lineage(PublicKey.from_pem(path.read_bytes()), folder, role)
         except OSError as error:
             raise KeyMissing(
                 f"{path}: cannot be read: {error.strerror}", remedy="Run `scf init`."

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -18,9 +18,21 @@ class SignatureInvalid(VerificationFailed):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """An Ed25519 public key (RFC 8032): 32 raw bytes."""
+    """An Ed25519 public key (RFC 8032).
+
+    Attributes:
+        raw: Its 32 bytes.
+        predecessors: Keys that it replaced, latest first, each rotation verified
+            (`signing.rotation`). What they signed counts as signed by a key that this one trusts.
+    """
 
     raw: bytes
+    predecessors: tuple["PublicKey", ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def lineage(self) -> tuple["PublicKey", ...]:
+        """Itself, then its predecessors."""
+        return (self, *self.predecessors)
 
     @property
     def key_id(self) -> str:
@@ -56,6 +68,8 @@ def verify_signature(key: PublicKey, message: bytes, signature: bytes) -> None:
 def verify_envelope(envelope: Envelope, keys: Iterable[PublicKey], *, payload_type: str) -> bytes:
     """The payload, once a signature of one of `keys` over it and `payload_type` fits.
 
+    A key's predecessors count as well.
+
     Raises:
         SignatureInvalid: Wrong type, no signature of these keys, or one that does not fit.
     """
@@ -64,7 +78,7 @@ def verify_envelope(envelope: Envelope, keys: Iterable[PublicKey], *, payload_ty
             f"the envelope holds {envelope.payload_type!r}, expected {payload_type!r}"
         )
     message = pae(envelope.payload_type, envelope.payload)
-    trusted = {key.key_id: key for key in keys}
+    trusted = {key.key_id: key for trusted in keys for key in trusted.lineage}
     named = [s for s in envelope.signatures if s.key_id in trusted]
     if not named:
         found = ", ".join(s.key_id[:16] for s in envelope.signatures) or "none"
