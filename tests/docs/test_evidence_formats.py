@@ -79,10 +79,10 @@ def test_the_one_file_verifier_agrees_with_the_vectors() -> None:
     envelope = verifier.parse_envelope(
         json.loads(vectors.release_envelope()), verifier.RELEASE_TYPE
     )
-    verifier.check_signature(envelope, key)
+    verifier.check_signature(envelope, [key])
     head = vectors.log().head
     note = vectors.log().note.decode()
-    assert verifier.read_tree_head(note, key) == (head.origin, head.size, head.root)
+    assert verifier.read_tree_head(note, [key]) == (head.origin, head.size, head.root)
     tree = verifier.Tree()
     for cid in sorted(vectors.cids()):
         tree.add(cid.encode())
