@@ -3,7 +3,8 @@
     python -m scf.daemon.gpu_worker BUNDLE
 
 The bundle says what to do (`spec.json`); the worker checks the digests of its inputs, starts the
-program of that kind in the bundle's folder, writes a heartbeat, and when the program has ended
+program of that kind in the bundle's folder, writes a heartbeat every 10 s (step, loss, what the
+machine's meters say; what has no meter is named), and when the program has ended
 writes `exit.json`: the reason, and the digest of every file under `outputs/`. That file comes last,
 so whoever finds it finds everything.
 
@@ -35,6 +36,7 @@ from scf.core.errors import (
     UsageError,
 )
 from scf.core.identity import sha256_hex
+from scf.daemon.metering import Meters
 from scf.dispatch.bundle import EXIT_NAME, HEARTBEAT_NAME, LOG_NAME, Bundle, list_outputs
 from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.local import placement_of
@@ -117,6 +119,7 @@ class Worker:
         self._started_at = utc_text(clock.now())
         self._deadline = 0.0
         self._next_beat = 0.0
+        self._meters = Meters()
         self._is_told_to_stop = False
 
     def run(self, held: int) -> JobExit:
@@ -214,13 +217,17 @@ class Worker:
         if now < self._next_beat:
             return
         self._next_beat = now + HEARTBEAT_S
+        progress = self._bundle.last_progress()
         beat = {
             "schema": "scf.heartbeat/1",
             "job_id": spec.job_id,
             "at": utc_text(self._clock.now()),
             "worker_pid": os.getpid(),
             "program_pid": child.pid,
-            "progress": self._bundle.last_progress(),
+            "step": progress.get("step"),
+            "loss": progress.get("loss"),
+            **self._meters.read().to_json(),
+            "progress": progress,
         }
         self._folder.write_json(HEARTBEAT_NAME, beat)
 
@@ -231,6 +238,12 @@ class Worker:
             # A link or a pipe among the outputs: whatever else it says, this job is not to be
             # collected, and no digest list can be given.
             outputs, reason, detail = [], ExitReason.WORKER_ERROR, str(error)
+        metered = self._meters.read()
+        energies = {
+            name: value
+            for name, value in metered.to_json().items()
+            if name.endswith("_j") and value is not None
+        }
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         rss_unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB here
         record = JobExit(
@@ -243,7 +256,9 @@ class Worker:
             usage={
                 "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
                 "rss_max_bytes": float(usage.ru_maxrss * rss_unit),
+                **energies,
             },
+            not_metered=metered.not_metered,
         )
         self._folder.write_json(EXIT_NAME, record.to_json())
         return record

@@ -147,7 +147,9 @@ class JobExit:
         started_at: RFC 3339, or None.
         ended_at: RFC 3339, or None.
         outputs: `{path, sha256, size_bytes}` of each file under `outputs/`.
-        usage: What it took, as far as the worker could measure: `cpu_s`, `rss_max_bytes`.
+        usage: What it took, as far as the worker could measure: `cpu_s`, `rss_max_bytes`,
+            `energy_j` and its parts. What was not measured is absent, never zero.
+        not_metered: What drew power and has no meter.
     """
 
     reason: ExitReason
@@ -157,6 +159,7 @@ class JobExit:
     ended_at: str | None = None
     outputs: tuple[Mapping[str, Any], ...] = ()
     usage: Mapping[str, float] = field(default_factory=dict)
+    not_metered: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -168,6 +171,7 @@ class JobExit:
             "ended_at": self.ended_at,
             "outputs": [dict(row) for row in self.outputs],
             "usage": dict(self.usage),
+            "not_metered": list(self.not_metered),
         }
 
     @classmethod
@@ -189,6 +193,7 @@ class JobExit:
                 ended_at=value["ended_at"],
                 outputs=outputs,
                 usage={str(key): float(number) for key, number in value["usage"].items()},
+                not_metered=tuple(str(name)[:200] for name in value.get("not_metered", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"exit record: {type(error).__name__}: {error}") from error
