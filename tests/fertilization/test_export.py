@@ -12,7 +12,9 @@ from scf.core.errors import InputError, MissingTool
 from scf.fertilization.export import export_fossils
 from scf.fertilization.fossil_batcher import read_records
 from scf.fertilization.readers import safe_pickle
-from support.fossils import fossil, fossil_line, write_fossils
+from scf.vault.fields import field_of_array
+from scf.vault.fossil import encode_fossil, make_fossil
+from support.fossils import fossil, fossil_line, fossil_object, write_fossils
 
 MANY = range(70)
 
@@ -62,6 +64,57 @@ def test_parquet_is_read_by_its_own_library(fossils, tmp_path: Path) -> None:
     assert table["x"][5].as_py() == fossil(5).arrays()["x"].tolist()
     assert table.schema.field("x").metadata[b"unit"] == b"m"
     assert table["cid"][5].as_py() == fossil(5).cid
+
+
+@pytest.fixture
+def of_all_kinds(tmp_path: Path):
+    """Fossils with scalars, bools, small floats and names that are awkward as file names."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for index in range(20):
+        arrays = {
+            "u": rng.standard_normal((2, 3)).astype(np.float32),
+            "scalar": rng.standard_normal(()),
+            "mask": rng.random(4) > 0.5,
+            "half": rng.standard_normal(2).astype(np.float16),
+            "a/b.c": rng.integers(0, 9, 3).astype(np.int16),
+        }
+        fields = {name: field_of_array(np.asarray(a), "m") for name, a in arrays.items()}
+        block = {k: v for k, v in fossil_object(index).items() if k not in {"cid", "verifier"}}
+        verifier = fossil_object(index)["verifier"]
+        lines.append(encode_fossil(make_fossil({**block, "fields": fields}, verifier)))
+    source = tmp_path / "kinds.ndjson"
+    source.write_bytes(b"".join(lines))
+    return lambda: read_records(source)
+
+
+def test_webdataset_is_read_by_its_own_library(of_all_kinds, tmp_path: Path) -> None:
+    wds = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    export_fossils(of_all_kinds, tmp_path / "wds", "webdataset")
+
+    rows = {
+        row["__key__"]: row
+        for row in wds.WebDataset(str(tmp_path / "wds" / "000000.tar"), shardshuffle=False).decode()
+    }
+
+    for one in of_all_kinds():
+        row = rows.pop(one.cid)
+        for name, array in one.arrays().items():
+            np.testing.assert_array_equal(row[f"{name.replace('/', '_')}.npy"], array)
+    assert rows == {}
+
+
+def test_mds_is_read_by_its_own_library(of_all_kinds, tmp_path: Path) -> None:
+    """MDS has no bool: masks are uint8 there."""
+    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed")
+    export_fossils(of_all_kinds, tmp_path / "mds", "mds")
+
+    rows = streaming.StreamingDataset(local=str(tmp_path / "mds"), shuffle=False, batch_size=1)
+
+    for one, row in zip(of_all_kinds(), rows, strict=True):
+        assert row["cid"] == one.cid
+        for name, array in one.arrays().items():
+            np.testing.assert_array_equal(row[name].reshape(array.shape), array)
 
 
 def test_kinds_go_into_files_of_their_own(tmp_path: Path) -> None:

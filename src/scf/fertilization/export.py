@@ -6,7 +6,7 @@
 | parquet | a row a fossil: cid, family, meta (JSON), a fixed-size list a field (needs pyarrow) |
 | npz | an array [N, ...] a field, and `_cid`, `_family`, `_meta` as text |
 | pkl | the same as a dict of arrays, pickled; we read such files with an allow-list only |
-| mds | a folder for MosaicML streaming (needs mosaicml-streaming) |
+| mds | a folder for MosaicML streaming (needs mosaicml-streaming); bool as uint8, scalars as [1] |
 
 Fossils of several kinds (other fields or shapes) go into files of their own: `NAME-1`, `NAME-2`, in
 the order in which they are met; webdataset takes them all. Nothing is half written: a file or
@@ -191,11 +191,16 @@ def _mds(fossils: Fossils, kind: FossilKind, count: int, folder: Folder, path: P
     columns = {"cid": "str", "family": "str", "meta": "str"}
     for spec in kind.specs:
         shape = ",".join(map(str, spec.shape)) or "1"
-        columns[spec.name] = f"ndarray:{spec.dtype}:{shape}"
+        # MDS has no type for bool; its bytes, 0 and 1, are there as uint8.
+        dtype = "uint8" if spec.dtype == "bool" else spec.dtype
+        columns[spec.name] = f"ndarray:{dtype}:{shape}"
     staged = folder.new_staging(path.name)
     with streaming.MDSWriter(out=str(staged), columns=columns) as writer:
         for fossil in fossils():
-            row: dict[str, Any] = {n: np.atleast_1d(a) for n, a in fossil.arrays().items()}
+            row: dict[str, Any] = {
+                name: np.atleast_1d(array.view("u1") if array.dtype == bool else array)
+                for name, array in fossil.arrays().items()
+            }
             writer.write({**row, "cid": fossil.cid, "family": fossil.family, "meta": _meta(fossil)})
     folder.publish_folder(staged, path.name)
 
