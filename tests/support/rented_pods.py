@@ -8,6 +8,7 @@ from typing import Any
 
 from fakes.runpod.server import FakeRunpod
 from fakes.runpod.world import FakePod
+from scf.dispatch.follower import FollowSettings
 from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.storage.partitions import Folder
@@ -88,7 +89,9 @@ class Doors:
         )
         self._open: list[RunpodDoor] = []
 
-    def __call__(self, *, purse: Any = None, **changes: Any) -> RunpodDoor:
+    def __call__(
+        self, *, purse: Any = None, settings: FollowSettings = QUICK, **changes: Any
+    ) -> RunpodDoor:
         home = self._tmp_path / "home"
         home.mkdir(exist_ok=True)
         door = RunpodDoor(
@@ -97,7 +100,7 @@ class Doors:
             home,
             rental=rental(**changes),
             purse=purse,
-            settings=QUICK,
+            settings=settings,
         )
         self._open.append(door)
         return door

@@ -1,0 +1,177 @@
+"""A pod that somebody else has taken over: what it gives back is refused with the reason, and the
+pod is ended all the same. And the API key is nowhere where it could be read."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scf.core.errors import VerificationFailed
+from scf.dispatch.dispatcher import BundleMismatch
+from scf.dispatch.job import ExitReason, JobExit, JobSpec
+from scf.dispatch.returned import ReturnLimits
+from scf.dispatch.runpod import RunpodDoor
+from scf.verification.verify_checkpoint import verify_checkpoint
+from support.checkpoints import seal, write_checkpoint
+from support.processes import python_env
+from support.rented_pods import Doors, real_provider, runpod_door
+from support.ssh_boxes import QUICK
+from support.waiting import wait_for
+
+pytestmark = pytest.mark.e2e
+
+KEY = "rpa_CANARY0123456789abcdef"
+HOSTILE = f"""
+import json, shutil, subprocess, sys
+from pathlib import Path
+bundle = Path(sys.argv[1])
+apart = bundle.parent.parent / "apart"
+shutil.copytree(bundle, apart)
+(apart / "worker.lock").unlink()
+subprocess.run([sys.executable, {QUICK.worker[1]!r}, str(apart)], check=True)
+outputs, exit_path = apart / "outputs", apart / "exit.json"
+def promise(name, size=1):
+    record = json.loads(exit_path.read_text())
+    record["outputs"].append({{"path": name, "sha256": "0" * 64, "size_bytes": size}})
+    exit_path.write_text(json.dumps(record))
+HARM
+shutil.rmtree(bundle / "outputs")
+outputs.rename(bundle / "outputs")
+exit_path.rename(bundle / "exit.json")
+"""
+
+
+@pytest.fixture
+def doors(tmp_path: Path) -> Iterator[Doors]:
+    doors = runpod_door(tmp_path)
+    yield doors
+    doors.close()
+
+
+def run_job(doors: Doors, settings: object = QUICK, **todo: object) -> tuple[RunpodDoor, JobExit]:
+    door = doors(settings=settings)
+    door.submit(JobSpec("job-1", "tiny", 30.0, config=todo), {})
+    ended = wait_for(lambda: door.poll("job-1").exit, what="the job to end", limit_s=60)
+    wait_for(lambda: door.poll("job-1").placement["stage"] == "released", what="the pod's end")
+    return door, ended
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("(outputs / 'count').write_text('twice\\n')", "expected sha256"),
+        ("(outputs / 'l').symlink_to('/etc/passwd')", "neither a file"),
+        ("promise('outputs/../../../evil')", "not inside outputs"),
+        ("promise('/etc/cron.d/evil')", "not inside outputs"),
+        ("promise('outputs/big', 10**13)", "over the limit"),
+        ("exit_path.write_bytes(bytes(17 * 2**20))", "exit record"),
+        ("exit_path.write_text('[' * 100_000)", "exit record"),
+    ],
+    ids=["digest", "link", "traversal", "absolute", "huge", "huge record", "deep record"],
+)
+def test_what_a_hostile_pod_gives_back_is_refused(
+    doors: Doors, tmp_path: Path, harm: str, message: str
+) -> None:
+    worker = tmp_path / "hostile.py"
+    worker.write_text(HOSTILE.replace("HARM", harm))
+
+    door, ended = run_job(doors, replace(QUICK, worker=("{python}", str(worker))))
+
+    with pytest.raises(BundleMismatch) as refusal:
+        door.collect("job-1")
+    assert message in f"{ended.detail} {refusal.value}"
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job-1"]
+    assert doors.provider.alive() == []
+
+
+def test_an_endless_log_and_huge_outputs_do_not_fill_the_drive(
+    doors: Doors, tmp_path: Path
+) -> None:
+    limits = ReturnLimits(small_max_bytes=1000, file_max_bytes=1000)
+    settings = replace(QUICK, limits=limits)
+
+    _, ended = run_job(doors, settings, say="x" * 100_000, checkpoint="y" * 5000)
+
+    assert ended.reason is ExitReason.WORKER_ERROR
+    assert "over the limit" in ended.detail
+    size = sum(p.stat().st_size for p in (tmp_path / "jobs").rglob("*") if p.is_file())
+    assert size < 100_000
+    assert doors.provider.alive() == []
+
+
+def test_a_pickle_in_place_of_safetensors_is_never_opened(tmp_path: Path) -> None:
+    """With a digest list that fits it: still refused, and what it would do is not done."""
+    mark = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {mark}",)
+
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, seed=1)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    seal(folder)
+
+    with pytest.raises(VerificationFailed):
+        verify_checkpoint(folder)
+    assert not mark.exists()
+
+
+def test_the_key_is_in_no_command_line_environment_file_or_word(tmp_path: Path) -> None:
+    """The whole of `scf pods smoke`, as a process: looked at from outside while it runs."""
+    home, key_file = tmp_path / "home", tmp_path / "apart.key"
+    key_file.touch(mode=0o600)
+    key_file.write_text(KEY)
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            for path in Path("/proc").glob("[0-9]*"):
+                for name in ("cmdline", "environ"):
+                    try:
+                        if KEY.encode() in (path / name).read_bytes():
+                            seen.add(f"{name} of {(path / 'comm').read_text().strip()}")
+                    except OSError:
+                        continue
+            done.wait(0.05)
+
+    with real_provider(key=KEY) as provider:
+        scf = [sys.executable, "-m", "scf.cli.main"]
+        env = python_env(XDG_CONFIG_HOME=str(tmp_path / "config"))
+        subprocess.run([*scf, "init", "--home", home, "--root", tmp_path / "root"],
+                       env=env, check=True, capture_output=True)  # fmt: skip
+        (home / "scf.toml").write_text(
+            f'root = "{tmp_path / "root"}"\n[runpod]\nimage = "w@sha256:{"0" * 64}"\nuser = ""\n'
+            f'python = "{sys.executable}"\nroot = "workspace"\nlook_s = 0.2\nvisible_s = 0.5\n'
+            f'rest = "{provider.rest}"\ngraphql = "{provider.graphql}"\nkey_file = "{key_file}"\n'
+        )
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        ran = subprocess.run(
+            [*scf, "pods", "smoke", "--max-usd", "0.5", "--timeout", "240", "--job-seconds", "0.1",
+             "--home", home], env=env, capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        refused = subprocess.run(
+            [*scf, "doctor", "--home", home], env=env | {"RUNPOD_API_KEY": KEY[:-1]},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        done.set()
+        watcher.join(5)
+        orders = json.dumps([pod.env for pod in provider.all_pods])
+
+    assert ran.returncode == 0, ran.stderr
+    assert refused.returncode == 1
+    assert seen == set()
+    assert KEY not in ran.stdout + ran.stderr + refused.stdout + refused.stderr + orders
+    assert KEY[:-1] not in refused.stdout + refused.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path != key_file]
+    assert len(files) > 10
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
