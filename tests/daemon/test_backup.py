@@ -8,7 +8,10 @@ import pytest
 
 from scf.core.clock import SystemClock
 from scf.core.errors import UsageError
-from scf.daemon.backup import BackupDamaged, restore, save, snapshots
+from scf.daemon.backup import save
+from scf.daemon.restoring import restore
+from scf.daemon.snapshot import BackupDamaged, snapshots
+from scf.dispatch.places import FolderPlace
 from scf.runs.state import State
 from support.conducting import Works
 
@@ -26,12 +29,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Works:
 
 def saved(works: Works, target: Path, *, with_vault: bool = True) -> str:
     return save(
-        works.config, target, passphrase=PASSPHRASE, with_vault=with_vault, clock=SystemClock()
+        works.config,
+        FolderPlace(target),
+        passphrase=PASSPHRASE,
+        with_vault=with_vault,
+        clock=SystemClock(),
     ).snapshot
 
 
 def restored(target: Path, base: Path) -> Works:
-    restore(target, home=base / "home", root=base / "root", passphrase=PASSPHRASE)
+    restore(FolderPlace(target), home=base / "home", root=base / "root", passphrase=PASSPHRASE)
     works = Works.__new__(Works)
     works.base, works.settings = base, {}
     return works
@@ -72,9 +79,19 @@ def test_without_the_vault_everything_else_comes_back(made: Works, tmp_path: Pat
 
 
 def test_a_second_backup_copies_only_what_is_new(made: Works, tmp_path: Path) -> None:
-    first = save(made.config, tmp_path, passphrase=PASSPHRASE, with_vault=True, clock=SystemClock())
+    first = save(
+        made.config,
+        FolderPlace(tmp_path),
+        passphrase=PASSPHRASE,
+        with_vault=True,
+        clock=SystemClock(),
+    )
     second = save(
-        made.config, tmp_path, passphrase=PASSPHRASE, with_vault=True, clock=SystemClock()
+        made.config,
+        FolderPlace(tmp_path),
+        passphrase=PASSPHRASE,
+        with_vault=True,
+        clock=SystemClock(),
     )
 
     assert first.new_bytes > 10_000
@@ -98,7 +115,7 @@ def test_no_key_is_readable_in_a_backup(made: Works, tmp_path: Path) -> None:
 def test_another_passphrase_opens_nothing(made: Works, tmp_path: Path) -> None:
     saved(made, tmp_path / "copy")
     with pytest.raises(BackupDamaged, match="another passphrase"):
-        restore(tmp_path / "copy", home=tmp_path / "h", root=tmp_path / "r",
+        restore(FolderPlace(tmp_path / "copy"), home=tmp_path / "h", root=tmp_path / "r",
                 passphrase="incorrect horse battery")  # fmt: skip
     assert not (tmp_path / "h").exists()
 
@@ -149,11 +166,16 @@ def test_a_foundry_is_never_overwritten(made: Works, tmp_path: Path) -> None:
     works = Works(tmp_path / "other")
     for home, root in [(works.home, tmp_path / "r"), (tmp_path / "h", works.root)]:
         with pytest.raises(UsageError, match="holds a foundry already"):
-            restore(tmp_path / "copy", home=home, root=root, passphrase=PASSPHRASE)
+            restore(FolderPlace(tmp_path / "copy"), home=home, root=root, passphrase=PASSPHRASE)
     with pytest.raises(UsageError, match="apart"):
-        restore(tmp_path / "copy", home=tmp_path / "x", root=tmp_path / "x", passphrase=PASSPHRASE)
+        restore(
+            FolderPlace(tmp_path / "copy"),
+            home=tmp_path / "x",
+            root=tmp_path / "x",
+            passphrase=PASSPHRASE,
+        )
     with pytest.raises(UsageError, match="no snapshot"):
-        restore(tmp_path / "copy", home=tmp_path / "h", root=tmp_path / "r",
+        restore(FolderPlace(tmp_path / "copy"), home=tmp_path / "h", root=tmp_path / "r",
                 passphrase=PASSPHRASE, snapshot="20200101T000000Z")  # fmt: skip
 
 
@@ -162,7 +184,7 @@ def test_a_backup_into_the_foundry_itself_is_refused(made: Works) -> None:
         with pytest.raises(UsageError, match="one drive is one failure"):
             saved(made, place)
     with pytest.raises(UsageError, match="at least 12"):
-        save(made.config, made.base / "c", passphrase="short", with_vault=False,
+        save(made.config, FolderPlace(made.base / "c"), passphrase="short", with_vault=False,
              clock=SystemClock())  # fmt: skip
 
 
@@ -179,7 +201,7 @@ def test_the_commands(
     assert made.cli("backup", "--to", target, "--passphrase-file", str(secret)) == 2
     secret.chmod(0o600)
     assert made.cli("backup", "--to", target, "--passphrase-file", str(secret)) == 0
-    assert len(snapshots(tmp_path / "copy")) == 1
+    assert len(snapshots(FolderPlace(tmp_path / "copy").names())) == 1
     new = Works.__new__(Works)
     new.base, new.settings = tmp_path / "new", {}
     arguments = ["restore", "--from", target, "--root", str(new.root), "--passphrase-file",

@@ -33,6 +33,13 @@ PASSPHRASE_OPTION = click.option(
     help="Its first line protects the keys. Without it you are asked.",
 )
 
+SSH_OPTION = click.option(
+    "--ssh-config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=None,
+    help="ssh settings for ssh://, in place of your own.",
+)
+
 
 @click.group()
 def service() -> None:
@@ -107,25 +114,33 @@ def service_status(context: Context, as_json: bool) -> None:
 
 @click.command()
 @click.option(
-    "--to", "target", type=click.Path(path_type=Path, file_okay=False), required=True,
-    help="A folder on another disk, such as a mounted share.",
+    "--to", "target", required=True, metavar="PLACE",
+    help="A folder on another disk, ssh://user@host/path, s3://bucket/prefix or restic:REPOSITORY.",
 )  # fmt: skip
+@SSH_OPTION
 @PASSPHRASE_OPTION
 @click.option("--with-vault", is_flag=True, help="The fossils, too.")
 @json_option
 @common_options
 def backup(
-    context: Context, target: Path, passphrase_file: Path | None, with_vault: bool, as_json: bool
+    context: Context,
+    target: str,
+    ssh_config: Path | None,
+    passphrase_file: Path | None,
+    with_vault: bool,
+    as_json: bool,
 ) -> None:
-    """Copy home, keys (encrypted), audit log, proofs, zoo and releases to a folder.
+    """Copy home, keys (encrypted), audit log, proofs, zoo and releases to another place.
 
-    A second backup to the same folder copies only what is new. Works beside a running daemon. To
-    other machines (ssh, S3, restic) this does not reach yet: copy the folder with a tool of yours.
+    A second backup to the same place copies only what is new; one that was cut off is gone on with.
+    Works beside a running daemon.
     """
     from scf.daemon.backup import save
+    from scf.dispatch.places import open_place
 
     passphrase = _passphrase(passphrase_file, confirm=True)
-    saved = save(context.config, target, passphrase=passphrase, with_vault=with_vault,
+    place = open_place(target, secret=passphrase, ssh_config=ssh_config)
+    saved = save(context.config, place, passphrase=passphrase, with_vault=with_vault,
                  clock=SystemClock(), talk=talk)  # fmt: skip
     if as_json:
         emit({"schema_version": 1, **saved.to_json()})
@@ -137,16 +152,18 @@ def backup(
 
 @click.command()
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path, file_okay=False, exists=True),
-    required=True, help="The folder that `scf backup` wrote.",
+    "--from", "source", required=True, metavar="PLACE",
+    help="Where `scf backup` wrote to: as its `--to`.",
 )  # fmt: skip
+@SSH_OPTION
 @click.option("--snapshot", default=None, help="Its name (default: the newest).")
 @PASSPHRASE_OPTION
 @json_option
 @common_options
 def restore(
     context: Context,
-    source: Path,
+    source: str,
+    ssh_config: Path | None,
     snapshot: str | None,
     passphrase_file: Path | None,
     as_json: bool,
@@ -156,11 +173,14 @@ def restore(
     Every file is checked against its digest, the snapshot against the passphrase, the audit log
     against the foundry's key.
     """
-    from scf.daemon.backup import restore as bring_back
+    from scf.daemon.restoring import restore as bring_back
+    from scf.dispatch.places import open_place
 
     root = context.config.need_root()
-    done = bring_back(source, home=context.home, root=root, snapshot=snapshot, talk=talk,
-                      passphrase=_passphrase(passphrase_file, confirm=False))  # fmt: skip
+    passphrase = _passphrase(passphrase_file, confirm=False)
+    place = open_place(source, secret=passphrase, ssh_config=ssh_config)
+    done = bring_back(place, home=context.home, root=root, snapshot=snapshot, talk=talk,
+                      passphrase=passphrase)  # fmt: skip
     if find_home(None, os.environ) != context.home:
         record_home(context.home)
     if as_json:
