@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scf.models.record import FieldLayout, RecordLayout
-from scf.verification.agreement import agreement, observables, paired, ranks
+from scf.verification.agreement import agreement, observables, paired, pareto, ranks
 from scf.verification.denoising import HeldOut, add_noise
 from support.gaussian_records import gaussian_points, record_energy
 
@@ -85,3 +85,12 @@ def test_one_number_has_no_spread() -> None:
     found = observables(record_energy(layout, x), held_out(x), x)
     assert set(found) == {"x.mean"}
     assert found["x.mean"]["apart_in_errors"] == pytest.approx(0)
+
+
+def test_residuals_stand_beside_the_distance() -> None:
+    checks = {
+        "closure": {"real": 0.7, "sampled": 4.5, "unit": "W/m2", "tolerance": 15.0, "ok": True}
+    }
+    found = pareto(checks, {"sampled": 0.06, "floor": 0.04})
+    assert found["distance_over_floor"] == pytest.approx(1.5)
+    assert found["residuals"] == {"closure": {"real": 0.7, "sampled": 4.5, "unit": "W/m2"}}

@@ -46,12 +46,10 @@ class PhysicsEncoder(nn.Module):
         *,
         num_bounds: int = 0,
         has_site_network: bool = True,
-        has_mean: bool = False,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.num_bounds = num_bounds
-        self.has_mean = has_mean
         self.constraints = tuple(constraints)
         self.site_shape = layout.site_shape
         self.residuals = [
@@ -155,9 +153,7 @@ class PhysicsEncoder(nn.Module):
         """Site features (B, S, J) for a network that looks at neighbours.
 
         Each field twice: as it is, and as the Gaussian base would denoise it, which brings in all
-        the sites that go along with this one. With `has_mean` also the mean of that over all sites,
-        the same everywhere: near a transition a lattice chooses its sign as a whole. With
-        `has_place` it is also told where a site lies.
+        the sites that go along with this one. With `has_place` it is also told where a site lies.
         """
         channels = self._channels(z_BD, sigma_B, c_BK, base)
         w_BD, total_BD = base.rotate(z_BD, c_BK), base.total_variance(sigma_B)
@@ -165,10 +161,6 @@ class PhysicsEncoder(nn.Module):
         spread_B = (kept_BD * base.variance_D).mean(dim=1).sqrt()
         denoised_BD = base.turn_back(w_BD * kept_BD) / spread_B[:, None]
         channels.append(denoised_BD.view(len(z_BD), -1, self.num_sites))
-        if self.has_mean:
-            mean_BC = denoised_BD.view(len(z_BD), -1, self.num_sites).mean(dim=2)
-            mean_BC = mean_BC * spread_B[:, None] / self._mean_spread(kept_BD, base)
-            channels.append(mean_BC[:, :, None].expand(-1, -1, self.num_sites))
         channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
         channels += self._near_at_sites(near_BU)
         channels += self._given_at_sites(c_BK)
@@ -182,13 +174,8 @@ class PhysicsEncoder(nn.Module):
     def num_lattice_features(self, *, has_place: bool) -> int:
         """J of `lattice_sites`."""
         place = self.coordinates_SX.shape[1] if has_place else 0
-        fields = (3 if self.has_mean else 2) * len(self.layout.modelled) + len(self.layout.given)
+        fields = 2 * len(self.layout.modelled) + len(self.layout.given)
         return fields + len(self.residuals) + self.num_bound_channels + self.num_edges + place
-
-    def _mean_spread(self, kept_BD: Tensor, base: GaussianBase) -> Tensor:
-        """Standard deviation of the mean over sites of each denoised field, (B, C)."""
-        variance_BD = kept_BD * base.variance_D
-        return (base.variance_of_sums(variance_BD, self.num_sites) + 1e-12).sqrt() / self.num_sites
 
     def off_grid(self, c_BK: Tensor) -> Tensor:
         """Given numbers that belong to the whole record, not to its sites."""

@@ -62,7 +62,6 @@ class NetworkConfig:
         sign_symmetric: The lattice gives the same for x and -x.
         has_bounds: Known bounds of fields are a term of the energy and inputs of the network
             (`models/bounds.py`).
-        has_mean: Each site of a lattice is told the mean of each field over all sites.
         averaged: Symmetries that are had by averaging over images, with commas
             (`models/images.py`); "" for none.
         evidence: Names of constraints whose residual is a term of the energy
@@ -79,7 +78,6 @@ class NetworkConfig:
     has_bounds: bool = False
     evidence: str = ""
     averaged: str = ""
-    has_mean: bool = False
 
 
 class BodyDoesNotFit(UsageError):
@@ -149,7 +147,6 @@ class EnergyModel(nn.Module):
             constraints,
             num_bounds=num_bounds,
             has_site_network=has_site_body or config.body == LATTICE,
-            has_mean=config.has_mean,
         )
         self.images = Images(layout, config.averaged.split(",")) if config.averaged else None
         if self.images is not None and layout.given:

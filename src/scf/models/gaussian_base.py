@@ -98,16 +98,6 @@ class GaussianBase(nn.Module):
             return variance_BD
         return variance_BD @ self.vectors_DD.square().T
 
-    def variance_of_sums(self, variance_BD: Tensor, sites: int) -> Tensor:
-        """Variance of the sum of each field over the sites of its grid, (B, C)."""
-        if self.mixing_SCC is not None:  # the wave of length zero
-            channels = self.mixing_SCC.shape[1]
-            return sites * variance_BD[:, :channels] @ self.mixing_SCC[0].square().T
-        if self.vectors_DD is None:
-            return variance_BD.view(len(variance_BD), -1, sites).sum(dim=2)
-        share_CD = self.vectors_DD.view(-1, sites, self.vectors_DD.shape[1]).sum(dim=1)
-        return variance_BD @ share_CD.square().T
-
     def total_variance(self, sigma_B: Tensor) -> Tensor:
         """Eigenvalues of C + sigma^2, (B, D)."""
         return self.variance_D + sigma_B[:, None].square()

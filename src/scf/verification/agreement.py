@@ -69,6 +69,25 @@ def agreement(
     }
 
 
+def pareto(
+    physics: Mapping[str, Mapping[str, Any]], distance: Mapping[str, float]
+) -> dict[str, Any]:
+    """Residuals of samples beside their distance from real records over its floor.
+
+    Either alone can be gamed: a residual by samples of small amplitude, a distance by samples that
+    break the law a little everywhere.
+    """
+    return {
+        "distance_over_floor": distance["sampled"] / distance["floor"]
+        if distance["floor"]
+        else None,
+        "residuals": {
+            name: {key: check[key] for key in ("real", "sampled", "unit")}
+            for name, check in physics.items()
+        },
+    }
+
+
 def observables(
     energy: RecordEnergy, held_out: HeldOut, sampled_MD: Floats
 ) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ What is measured (schema scf.report/1, read by `verification.report`):
   over the fossils that it changes (shuffling a channel that is zero all day changes nothing).
 * energy_real, auroc_paired, observables, sliced_wasserstein, ranks, loss_by_sigma: how samples and
   energies agree with real fossils, beside what chance shows (`verification.agreement`).
+* pareto: residuals of samples and their distance from real fossils, side by side.
 * contrastive: verdict of a second phase of training, where there was one.
 * physics: mean residuals of real and sampled fossils. Samples are drawn for the given numbers
   (cos_zenith) of the held-out fossils, so both sides have the same seasons.
@@ -46,7 +47,7 @@ from scf.models.record_energy import RecordEnergy
 from scf.storage.partitions import Folder
 from scf.training.checkpoint import load_energy
 from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint, read_state
-from scf.verification.agreement import agreement
+from scf.verification.agreement import agreement, pareto
 from scf.verification.corruptions import auroc, corruptions_for
 from scf.verification.cost import Rapl, measure_costs
 from scf.verification.denoising import (
@@ -158,6 +159,7 @@ def measure(
     if finite:
         both = real_N, energies["sampled"]
         report |= agreement(energy, held_out, sampled[0], both, all_spoiled, noisy, seed=seed)
+        report["pareto"] = pareto(report["physics"], report["sliced_wasserstein"])
     if not finite:
         report["dsm_loss"] = None  # a number that is not one is never replaced by one that is
     return Measured(report, energies, sampled)
