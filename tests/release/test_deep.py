@@ -9,7 +9,7 @@ import pytest
 
 from scf.release.deep import ABSENT, DIFFERS, FITS, Hop, walk
 from support.foundries import SmallFoundry, SteppingClock
-from support.releases import releasable, release_week
+from support.releases import releasable, release_week, take_away
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_week_without_weights_leads_to_the_release_that_has_them(place: SmallF
 
     assert [hop.subject for hop in found[:2]] == ["week-2026-11-23", "week-2026-11-16"]
     assert {hop.result for hop in found} == {FITS}
-    shutil.rmtree(place.root / "release_history" / "week-2026-11-16")
+    take_away(place.root / "release_history" / "week-2026-11-16")
     found = hops(place, "week-2026-11-23")
     assert (found[1].subject, found[1].result) == ("week-2026-11-16", ABSENT)
 

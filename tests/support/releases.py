@@ -47,6 +47,13 @@ def release_week(
 def writable_copy(release: Path, target: Path) -> Path:
     """A copy whose files may be changed."""
     shutil.copytree(release, target)
-    for path in target.rglob("*"):
+    for path in [target, *target.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     return target
+
+
+def take_away(release: Path) -> None:
+    """Delete a release, which is read-only."""
+    for path in [release, *release.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    shutil.rmtree(release)

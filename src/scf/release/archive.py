@@ -4,6 +4,7 @@ RELEASE.json lists every other file by digest and size; RELEASE.dsse.json is its
 canonical JSON, so that the same inputs give the same bytes. Format: docs/formats/release.md.
 """
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -96,8 +97,20 @@ def _put(path: Path, source: Path | bytes) -> dict[str, Any]:
                         digest.update(block)
                         target.write(block)
             size_bytes = target.tell()
-        path.chmod(0o444)
+    make_read_only(path, 0o444)
     return {"sha256": digest.hexdigest(), "size_bytes": size_bytes}
+
+
+def make_read_only(path: Path, mode: int) -> None:
+    """As far as the file system knows permissions; on exFAT and its like the digests must do."""
+    with contextlib.suppress(OSError):
+        path.chmod(mode)
+
+
+def seal(release: Path) -> None:
+    """Let nothing be added to a release, or taken out of it, by mistake."""
+    for folder in [release, *(path for path in release.rglob("*") if path.is_dir())]:
+        make_read_only(folder, 0o555)
 
 
 def drop(staged: Path) -> None:

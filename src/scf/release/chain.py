@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from scf.core.clock import parse_utc
+from scf.core.errors import InputError, VerificationFailed
 from scf.core.identity import sha256_hex
-from scf.release.archive import RELEASE_NAME, ReleaseDamaged, read_release, releases_of
+from scf.release.archive import (
+    ENVELOPE_NAME,
+    PAYLOAD_TYPE,
+    RELEASE_NAME,
+    ReleaseDamaged,
+    read_release,
+    releases_of,
+)
 from scf.release.verify_release import Verification, verify_release
-from scf.signing.verify import PublicKey
+from scf.signing.envelope import Envelope
+from scf.signing.verify import PublicKey, verify_envelope
+from scf.storage import durable
 from scf.storage.partitions import Folder
 
 
@@ -84,6 +94,24 @@ def carrier_of(released: list[Released], checkpoint_digest: str, statement: str)
         if one.carried_by is None and weights == (checkpoint_digest, statement):
             return one
     return None
+
+
+def require_signed(released: Released, key: PublicKey) -> None:
+    """Raise ReleaseDamaged unless RELEASE.json is still what the foundry's key signed."""
+    try:
+        envelope = Envelope.from_json(durable.read_json(released.path / ENVELOPE_NAME))
+        payload = verify_envelope(envelope, [key], payload_type=PAYLOAD_TYPE)
+    except (InputError, VerificationFailed) as error:
+        raise _damaged(released, f"its signature does not hold: {error}") from error
+    if sha256_hex(payload) != released.sha256:
+        raise _damaged(released, f"{RELEASE_NAME} is not what was signed: it was changed by hand")
+
+
+def _damaged(released: Released, what: str) -> ReleaseDamaged:
+    return ReleaseDamaged(
+        f"{released.path}: {what}",
+        remedy="Restore it from a backup or a copy; the next release names it by digest.",
+    )
 
 
 def verify_trusted(folder: Path, key: PublicKey) -> Verification:

@@ -21,8 +21,15 @@ from scf.core.clock import Clock, SystemClock, monday_of, parse_utc, utc_text
 from scf.core.errors import BudgetExceeded, NothingToDo, OperatorError, UsageError
 from scf.core.units import format_bytes
 from scf.proofs.verify_proof import verify_record
-from scf.release.archive import ReleaseDamaged, drop, pack
-from scf.release.chain import Released, all_released, carrier_of, last_made, read_released
+from scf.release.archive import ReleaseDamaged, drop, pack, seal
+from scf.release.chain import (
+    Released,
+    all_released,
+    carrier_of,
+    last_made,
+    read_released,
+    require_signed,
+)
 from scf.release.contents import ABSENT, Contents, Tainted, gather
 from scf.release.improvement import Step, improvement
 from scf.release.notes import release_notes, verify_text
@@ -216,6 +223,8 @@ def make_release(
         raise AlreadyReleased(final)
     released = all_released(foundry.releases)
     previous = last_made(released)
+    if previous is not None:
+        require_signed(previous, foundry.keys["foundry"])
     _require_clock_ahead(utc_text(now), previous)
     champion = foundry.zoo.champion()
     if champion is None:
@@ -465,7 +474,7 @@ def _publish(
             )
         with durable.os_errors(staged):
             failpoint("release.packed")
-        foundry.releases.publish_folder(staged, name)
+        seal(foundry.releases.publish_folder(staged, name))
     except BaseException:
         drop(staged)
         raise

@@ -254,7 +254,8 @@ def _judge_later(report: Report, settings: GateLimits) -> _Later:
     elif simpler.is_passed:
         reasons.append(simpler.sentence())
     else:
-        against.append(test.sentence("champion"))
+        is_tie = not any(gains.values())
+        against.append(_tie_sentence(gains) if is_tie else test.sentence("champion"))
         if simpler.cheaper:
             against.append(simpler.sentence())
     margin = MARGIN_SIGMA * test.sigma
@@ -270,6 +271,13 @@ def _judge_later(report: Report, settings: GateLimits) -> _Later:
         "regression": [harm.to_json() for harm in earlier],
     }
     return _Later(against, reasons, trace)
+
+
+def _tie_sentence(gains: Mapping[str, float]) -> str:
+    return (
+        f"exactly as good as the champion on each of {len(gains)} held-out families: "
+        "a tie replaces nothing"
+    )
 
 
 def sealed_order(gains: Mapping[str, float]) -> list[float]:
