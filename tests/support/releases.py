@@ -27,12 +27,12 @@ def promote(place: SmallFoundry, run: MeasuredRun) -> Generation:
     )
 
 
-def releasable(base: Path) -> SmallFoundry:
+def releasable(base: Path, *, width: int = 8) -> SmallFoundry:
     """A foundry with 40 fossils and one promoted generation."""
     base.mkdir(parents=True, exist_ok=True)
     place = small_foundry(base)
     fill_vault(place)
-    promote(place, measured_run(place))
+    promote(place, measured_run(place, width=width))
     return place
 
 

@@ -122,11 +122,15 @@ def measured_run(
     gain: float = 0.2,
     champion_gain: float | None = None,
     parent: Parent | None = None,
+    width: int = 8,
 ) -> MeasuredRun:
-    """Weights by `number`, a report about them with plots, and the gate's decision."""
+    """Weights by `number`, a report about them with plots, and the gate's decision.
+
+    `width` makes the weights 40 bytes longer by one.
+    """
     plan = plan or plan_json(place)
     folder = place.base / f"job-{number}"
-    write_checkpoint(folder / "checkpoint", seed=number)
+    write_checkpoint(folder / "checkpoint", seed=number, width=width)
     facts = verify_checkpoint(folder / "checkpoint")
     plan_id = sha256_hex(canonical_json(plan))
     value = report_json(
