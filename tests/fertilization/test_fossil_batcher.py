@@ -88,6 +88,30 @@ def test_resuming_at_any_minibatch_goes_on_bit_for_bit(source: Path, window_reco
             np.testing.assert_array_equal(ours["x"], theirs["x"])
 
 
+@pytest.mark.parametrize("worlds", [(1,), (1, 2, 4), (4, 1)])
+def test_resuming_again_and_again_is_never_having_stopped(source: Path, worlds) -> None:
+    """A new process for each minibatch, through two epochs and more, with other numbers of ranks."""
+    whole = numpy_batcher(source)
+    expected = [list(m) for _ in range(3) for m in cids(whole)]
+    state, seen = None, []
+    for number in range(len(expected)):
+        world_size = worlds[number % len(worlds)]
+        parts, states = [], []
+        for rank in range(world_size):
+            batcher = numpy_batcher(source, rank=rank, world_size=world_size)
+            if state is not None:
+                batcher.set_state(json.loads(state))
+            parts.append(list(next(batcher.stream_minibatches())["_cid"]))
+            states.append(json.dumps(batcher.get_state()))
+        assert len(set(states)) == 1
+        state = states[0]
+        seen.append(
+            [parts[at % world_size][at // world_size] for at in range(sum(map(len, parts)))]
+        )
+
+    assert seen == expected
+
+
 def test_iterating_over_fossils_is_the_order_of_the_minibatches_and_resumes(source: Path) -> None:
     expected = flat(cids(numpy_batcher(source)))
     batcher = numpy_batcher(source)
@@ -267,16 +291,28 @@ def test_a_plan_splits_and_its_two_sides_are_the_whole(
     assert default.num_fossils == len(sides["train"])
 
 
+DAMAGES = {
+    "a flipped bit": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+    "cut in a line": lambda data: data[:-100],
+    "a line less": lambda data: data[: data[:-1].rindex(b"\n") + 1],
+    "a line twice": lambda data: data + data[data[:-1].rindex(b"\n") + 1 :],
+    "emptied": lambda data: b"",
+    "bytes that are no UTF-8": lambda data: data.replace(b"pendulum", b"pendul\xff\xfe", 1),
+}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_shard_that_is_not_what_the_plan_promises_stops_the_run(
-    foundry: FoundryPlaces, source: Path
+    foundry: FoundryPlaces, source: Path, damage: str, cached: bool
 ) -> None:
     with open_vault(foundry) as vault:
         ingest(vault, source)
         plan = make_plan(vault, seed=1)
     path = foundry.root / "fossil_vault" / plan.shards[0].path
-    data = bytearray(path.read_bytes())
-    data[200] ^= 1
-    path.write_bytes(data)
+    if cached:  # of the shard as it was; a cache proves nothing
+        numpy_batcher(plan, vault_root=foundry.root / "fossil_vault")
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
 
     with pytest.raises(ShardDamaged, match="promises"):
         numpy_batcher(plan, vault_root=foundry.root / "fossil_vault")

@@ -12,7 +12,7 @@ import pytest
 
 from scf.core import merkle
 from scf.core.errors import BudgetExceeded, DriveError, InputError, UsageError
-from scf.daemon.setup import FoundryPlaces
+from scf.daemon.setup import FoundryPlaces, initialise
 from scf.fertilization.primordial_soup import PrimordialSoupIngestor
 from scf.fertilization.readers.registry import UnknownFormat
 from scf.signing.keys import load_signer
@@ -272,6 +272,51 @@ def test_a_full_disk_stops_the_ingest_and_keeps_what_was_whole(
         few = write_fossils(tmp_path / "few.ndjson", range(kept + 100))
         report = again.ingest(few)
         assert (report.accepted, report.duplicates) == (100, kept)
+
+
+def test_a_read_only_vault_takes_nothing_and_says_so(
+    small_disk: Path, tmp_path: Path, foundry: FoundryPlaces
+) -> None:
+    """The drive is mounted read-only: exit code of a drive, nothing in quarantine."""
+    drive = Drive.scaffold(small_disk / "root")
+    path = write_fossils(tmp_path / "in.ndjson", range(10))
+    signer = load_signer(foundry.home / "keys", "vault")
+    with Vault.open(drive, foundry.home, signer) as vault:
+        PrimordialSoupIngestor(vault).ingest(path)
+        more = write_fossils(tmp_path / "more.ndjson", range(20))
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True, timeout=20)
+        try:
+            with pytest.raises(DriveError, match="refuses to write"):
+                PrimordialSoupIngestor(vault).ingest(more)
+            assert vault.num_fossils() == 10
+            rehearsed = PrimordialSoupIngestor(vault).ingest(more, dry_run=True)
+            assert (rehearsed.accepted, rehearsed.duplicates) == (10, 10)
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True, timeout=20)
+        assert PrimordialSoupIngestor(vault).ingest(more).accepted == 10
+
+
+def test_a_full_home_stops_the_ingest_and_the_next_completes_it(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    """The index and the memory of origins lie in the home, on another disk than the vault."""
+    places = initialise(small_disk / "home", tmp_path / "drive")
+    path = write_fossils(tmp_path / "in.ndjson", range(4000))
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 1_400_000)
+
+    def take_in():
+        with open_vault(places) as vault:
+            ingestor = PrimordialSoupIngestor(vault, shard_bytes=500_000, home=places.home)
+            return ingestor.ingest(path), vault.num_fossils()
+
+    with pytest.raises(BudgetExceeded, match="home's disk"):
+        take_in()
+    ballast.unlink()
+    report, count = take_in()
+
+    assert count == 4000
+    assert report.read == 4000 == report.accepted + report.duplicates
 
 
 INGEST = """

@@ -165,7 +165,7 @@ class Conductor:
         self._drop_rooms()
         self._close_doors()
         self.waker.close()
-        with suppress(sqlite3.DatabaseError):
+        with suppress(sqlite3.DatabaseError, BudgetExceeded):
             self._heartbeat.show(DaemonState.STOPPED, **self._asked())
         self.store.close()
         self._logbook.close()

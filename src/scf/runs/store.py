@@ -20,7 +20,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.clock import Clock, parse_utc, utc_text
-from scf.core.errors import BudgetExceeded, OperatorError, UsageError
+from scf.core.errors import OperatorError, UsageError
 from scf.core.identity import sha256_hex
 from scf.runs.record import (
     Attempt,
@@ -459,13 +459,6 @@ class RunStore:
             with transaction(self._db):
                 yield
                 failpoint("runs.before_commit")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise BudgetExceeded(
-                    f"{DATABASE_NAME}: the home's disk is full; nothing was changed",
-                    remedy="Free room on the internal disk.",
-                ) from error
-            raise
         finally:
             self._settings = None
             self._resting.clear()

@@ -6,8 +6,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from scf.core.errors import OperatorError
+from scf.core.errors import BudgetExceeded, OperatorError
 
 # How long to wait for another process that is at the same database.
 BUSY_WAIT_S = 30.0
@@ -24,8 +25,13 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         OperatorError: The file is damaged, or was written by a newer scf.
     """
     connection = sqlite3.connect(
-        path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
+        path,
+        timeout=BUSY_WAIT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=_Connection,
     )
+    connection.name = path.name
     connection.row_factory = sqlite3.Row
     try:
         _use_wal(connection)
@@ -45,6 +51,40 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+class _Connection(sqlite3.Connection):
+    """A connection for which a full disk is an error of ours, whatever statement meets it.
+
+    Attributes:
+        name: Of the file, for messages.
+    """
+
+    name = ""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """One statement. Raises BudgetExceeded where the disk is full."""
+        try:
+            return super().execute(*arguments)
+        except sqlite3.OperationalError as error:
+            self._raise_if_full(error)
+            raise
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        """One statement for many rows. Raises BudgetExceeded where the disk is full."""
+        try:
+            return super().executemany(*arguments)
+        except sqlite3.OperationalError as error:
+            self._raise_if_full(error)
+            raise
+
+    def _raise_if_full(self, error: sqlite3.OperationalError) -> None:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            raise BudgetExceeded(
+                f"{self.name}: the home's disk, or that of temporary files, is full; "
+                "nothing was changed",
+                remedy="Free room on the internal disk.",
+            ) from error
 
 
 def is_busy(error: sqlite3.DatabaseError) -> bool:
@@ -78,10 +118,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
