@@ -20,6 +20,7 @@ SUFFIXES = (".ndjson", ".ndjson.zst", ".ndjson.gz")
 # A 64x64 float32 field as a number list takes 45 kB. 64 MiB leaves room for a million numbers, and
 # keeps a file without newlines from filling the memory.
 LINE_MAX_BYTES = 64 * 2**20
+_SKIP_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ def read_lines(path: Path, *, line_max_bytes: int = LINE_MAX_BYTES) -> Iterator[
                 start = offset
                 offset += len(line)
                 if len(line) > line_max_bytes and not line.endswith(b"\n"):
-                    offset += _skip_rest(file, line_max_bytes)
+                    line = b""  # or it would be held while the rest is looked through
+                    offset += _skip_rest(file)
                     yield Line(number, start, b"", f"longer than {line_max_bytes} bytes")
                     continue
                 data = line.rstrip(b"\r\n")
@@ -121,9 +123,9 @@ class _ZstdFrames(io.RawIOBase):
         return count
 
 
-def _skip_rest(file: BinaryIO, step_bytes: int) -> int:
+def _skip_rest(file: BinaryIO) -> int:
     skipped = 0
-    while part := file.readline(step_bytes):
+    while part := file.readline(_SKIP_BYTES):
         skipped += len(part)
         if part.endswith(b"\n"):
             break
