@@ -209,3 +209,24 @@ def test_other_samplers_draw_records_too(points: scf.Model, sampler: str) -> Non
     assert np.abs(x.mean(0) - [1.0, -2.0]).max() < 0.3
     with pytest.raises(UsageError, match="gibbs"):
         points.sample(1, sampler="gibbs")
+
+
+def test_a_boundary_that_is_none_is_refused() -> None:
+    """A word that is no boundary is named with those that are."""
+    with pytest.raises(UsageError, match="'round' is not one of periodic, wall, open"):
+        scf.fit(np.zeros((20, 4, 4)), boundary="round")
+
+
+def test_a_misspelt_setting_is_guessed() -> None:
+    """The error says which setting was probably meant."""
+    with pytest.raises(UsageError, match="did you mean 'max_steps'"):
+        scf.fit(np.zeros((20, 2)), max_step=3)
+
+
+def test_progress_comes_in_lines() -> None:
+    """`talk=print` prints lines, not lines and empty lines."""
+    told: list[str] = []
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    scf.fit(points, preset="tiny", max_steps=2, seconds=60, talk=told.append)
+    assert told[0].startswith("step      1  loss ")
+    assert not told[0].endswith("\n")

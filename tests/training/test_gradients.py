@@ -128,7 +128,7 @@ def test_without_a_compiler_training_goes_on(monkeypatch) -> None:
             loss_of(model, batch, False).denoising_B, plain_loss(model, batch, False).denoising_B
         )
     assert told == [
-        "the training step is not compiled: there is no C++ compiler here; going on without\n"
+        "the training step is not compiled: there is no C++ compiler here; going on without"
     ]
 
 

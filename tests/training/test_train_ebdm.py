@@ -27,7 +27,7 @@ from scf.training.notes import Interrupted, Notes, StopSignal
 from scf.training.starting import ParentMismatch, what_fails_on
 from scf.training.tensorboard import Board
 from scf.training.train_config import TrainConfig
-from scf.training.train_ebdm import Diverged, train
+from scf.training.train_ebdm import Diverged, main, train
 from support.gaussian_records import (
     POINT,
     ArraySource,
@@ -366,5 +366,28 @@ def test_bad_input_ends_with_a_named_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 1
     assert "no such file" in ended.stderr
+    assert "`scf fossil validate`" in ended.stderr
     note = json.loads(notes.read_text())
     assert (note["event"], note["kind"]) == ("error", "bad_data")
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, capsys) -> None:
+    """Lines that are no fossils: how many of which kind, and where the first stands."""
+    path = tmp_path / "points.ndjson"
+    write_points(path, gaussian_points(100))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "{half a li", *lines[3:]]) + "\n")
+    given = ["--fossils", str(path), "--out", str(tmp_path / "out"), "--preset", "tiny"]
+    assert main([*given, "--max-steps", "2", "--device", "cpu"]) == 0
+    told = capsys.readouterr().err
+    assert f"left out: 1 json; first {path}, line 4: not JSON" in told
+
+
+def test_resumed_with_other_fossils_is_refused(tmp_path: Path) -> None:
+    """The fields are not those that the run was begun with; the checkpoint stays."""
+    train(points(), Folder.at(tmp_path), config(max_steps=2))
+    digest = checkpoint_digest(tmp_path)
+    other = ArraySource({"y": gaussian_points(100)})
+    with pytest.raises(ParentMismatch, match="the checkpoint to resume: its fields"):
+        train(other, Folder.at(tmp_path), config(max_steps=4), resume=True)
+    assert checkpoint_digest(tmp_path) == digest

@@ -136,7 +136,7 @@ class Model:
         return rows.answer(energy_N)
 
     def log_prob(
-        self, x: Records, *, sigma: Any = None, condition: Mapping[str, Any] | None = None
+        self, x: Records, sigma: Any = None, *, condition: Mapping[str, Any] | None = None
     ) -> Any:
         """Log density ln p(x; sigma | condition), nats, (N,): minus the energy.
 
@@ -379,7 +379,7 @@ def fit(
             good at small noise (docs/science.md section 5).
         seed: Same seed, same steps: the same model on a CPU, bit for bit.
         out: Folder for the checkpoint; by default nothing is left on disk (`Model.save` writes it).
-        talk: Told of progress, one line at a time; `sys.stderr.write` for instance.
+        talk: Told of progress, a line every five seconds: `talk=print`.
         clock: What `seconds` is measured with; `time.process_time` for CPU seconds.
         settings: Any other setting of `scf.training.train_config.TrainConfig`.
 

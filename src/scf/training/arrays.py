@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scf.core.errors import UsageError
-from scf.models.record import FieldLayout, LayoutMismatch, RecordLayout
+from scf.models.record import BOUNDARIES, FieldLayout, LayoutMismatch, RecordLayout
 
 # Where nothing says what belongs together, contiguous blocks are families (DESIGN section 5): the
 # neighbours of a time series never stand on both sides of a split.
@@ -32,7 +32,8 @@ class ArraySource:
 
     Raises:
         LayoutMismatch: Arrays of different length, or nothing to model.
-        UsageError: Numbers that are neither real nor whole; families of another length.
+        UsageError: Numbers that are neither real nor whole; families of another length; a boundary
+            that is none.
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class ArraySource:
             FieldLayout(name, array.dtype.name, array.shape[1:], units.get(name, ""))
             for name, array in arrays.items()
         ]
+        for word in boundary.split(",") if boundary else ():
+            if word not in BOUNDARIES:
+                raise UsageError(f"boundary {word!r} is not one of {', '.join(BOUNDARIES)}")
         self.layout = RecordLayout.of(fields, given, boundary=boundary)
         if families is not None and len(families) != self.num_records:
             raise UsageError(f"{len(families)} families for {self.num_records} records")

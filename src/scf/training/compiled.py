@@ -70,7 +70,7 @@ class CompiledLoss:
         if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             self._give_up("there is no C++ compiler here")
             return
-        self._talk("compiling the training step; this takes a minute or two\n")
+        self._talk("compiling the training step; this takes a minute or two")
         compiled = torch.compile(plain_loss, dynamic=False, backend=self._backend)
         plain = plain_loss(model, part, is_steady).denoising_B.detach()
         try:
@@ -92,4 +92,4 @@ class CompiledLoss:
 
     def _give_up(self, why: str) -> None:
         self.reason, self._compiled = why, None
-        self._talk(f"the training step is not compiled: {why}; going on without\n")
+        self._talk(f"the training step is not compiled: {why}; going on without")

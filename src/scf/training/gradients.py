@@ -168,7 +168,7 @@ class Gradients:
             torch.cuda.empty_cache()
         self._talk(
             f"out of memory with {had} fossils in one pass: going on with {self.microbatch}, "
-            "the minibatch and its gradient stay the same\n"
+            "the minibatch and its gradient stay the same"
         )
 
 

@@ -22,6 +22,10 @@ _TALK_S = 5.0
 _NOTE_S = 0.5
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
 @dataclass
 class Notes:
     """Where progress is told: stderr for people, NDJSON for programs.
@@ -29,13 +33,13 @@ class Notes:
     Attributes:
         path: The NDJSON file.
         every_step: Note each step there, not one in half a second.
-        talk: Takes lines for people.
+        talk: Takes lines for people, without the line's end: `print`, say.
         board: Draws the same curves for TensorBoard.
     """
 
     path: Path | None = None
     every_step: bool = False
-    talk: Callable[[str], object] = sys.stderr.write
+    talk: Callable[[str], object] = _say
     board: Board | None = None
     _next_talk: float = 0.0
     _next_note: float = 0.0
@@ -88,7 +92,7 @@ class Notes:
             self.talk(
                 f"step {progress.step:6d}  loss {losses.total:.4f}  {looked}"
                 f"{rate:.{0 if rate >= 10 else 2}f} steps/s  "
-                f"at most {format_duration(max(left_s, 0.0))} left\n"
+                f"at most {format_duration(max(left_s, 0.0))} left"
             )
 
     def finished(self, progress: Progress) -> None:

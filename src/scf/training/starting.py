@@ -49,8 +49,10 @@ class ParentMismatch(InputError):
 
     def __init__(self, parent: str, what: str) -> None:
         super().__init__(
-            f"{parent}: {what} differ from this run's",
-            remedy="Train without --parent, or with fossils and settings like the parent's.",
+            f"{parent or 'the checkpoint to resume'}: {what} differ from this run's",
+            remedy="Train without --parent, or with fossils and settings like the parent's."
+            if parent
+            else "Resume with the fossils that the run was begun with, or choose another --out.",
         )
 
 
@@ -135,9 +137,9 @@ def starting_energy(
     start = snapshot.energy if snapshot else load_energy(parent_path) if parent_path else None
     if start is not None:
         if start.layout != data.layout:
-            raise ParentMismatch(config.parent or "the checkpoint to resume", "its fields")
+            raise ParentMismatch("" if snapshot else config.parent, "its fields")
         if start.model.config != network_for(config, data, like=start.model.config):
-            raise ParentMismatch(config.parent or "the checkpoint to resume", "its network's sizes")
+            raise ParentMismatch("" if snapshot else config.parent, "its network's sizes")
         start.model.offset_L.zero_()
         # The frame stays the parent's: so generations can be compared, noise for noise.
         return replace(start, given_bank_MK=data.bank_MK), parent_digest
@@ -276,7 +278,7 @@ def device_for(
     is_small = is_small_network(energy.model, config.batch_size // peers.world_size)
     device = choose_device(config.device, is_small=is_small, local_rank=peers.local_rank)
     if device.type == "mps" and (lack := what_fails_on(device, energy)):
-        talk(f"mps lacks something that this model needs ({lack}): training on the CPU\n")
+        talk(f"mps lacks something that this model needs ({lack}): training on the CPU")
         device = torch.device("cpu")
     cores = max(1, (os.cpu_count() or 1) // peers.local_world_size)
     return device, config.threads or (1 if is_small else cores)

@@ -6,6 +6,7 @@ the checkpoint's `config.json`.
 """
 
 import dataclasses
+import difflib
 import importlib.resources
 import math
 import tomllib
@@ -274,8 +275,10 @@ def _checked(values: Mapping[str, Any], what: str) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(
-                f"{what}: unknown key {key!r}", remedy=f"Known keys: {', '.join(known)}."
+                f"{what}: unknown key {key!r}{meant}", remedy=f"Known keys: {', '.join(known)}."
             )
         kind = known[key]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

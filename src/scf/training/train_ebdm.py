@@ -53,6 +53,9 @@ from scf.training.weights import Weights
 
 # A run is not called finished for want of progress before this step times the patience.
 _PATIENCE_STEPS_MIN = 1000
+_BAD_DATA_REMEDY = (
+    "Look at the files with `scf fossil validate`; `scf ingest` makes fossils from data."
+)
 # Why a run ends; where processes differ, the last of this list that one of them names.
 _REASONS = ("", "patience", "max_steps", "max_seconds", "sigterm")
 
@@ -270,6 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cache_share=config.cache_share,
         )
         with contextlib.closing(source):
+            if source.refusals.count:
+                told = ", ".join(f"{num} {kind}" for kind, num in source.refusals.kinds.items())
+                first = source.refusals.first[0]
+                notes.talk(
+                    f"left out: {told}; first {first.path}, line {first.line}: {first.reason}"
+                )
             out = Folder.at(options.out) if peers.is_first else None
             progress = train(
                 source, out, config, resume=options.resume, notes=notes, stop=stop, peers=peers
@@ -279,8 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes.write(event="error", error=type(error).__name__, kind=kind, message=str(error))
         who = "train_ebdm" if peers.is_alone else f"train_ebdm, process {peers.rank}"
         sys.stderr.write(f"{who}: {error}\n")
-        if error.remedy:
-            sys.stderr.write(f"            {error.remedy}\n")
+        remedy = error.remedy or (_BAD_DATA_REMEDY if kind == "bad_data" else "")
+        if remedy:
+            sys.stderr.write(f"            {remedy}\n")
         return error.exit_code
     except Interrupted:
         notes.write(event="finished", status="stopped", reason="sigterm", step=0)
