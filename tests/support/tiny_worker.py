@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -29,9 +30,22 @@ def measure(spec: JobSpec) -> list[str]:
     return [sys.executable, str(HERE / "tiny_jobs.py"), "measure", *options]
 
 
+def novelty(spec: JobSpec) -> list[str]:
+    """Says what the environment says; the real program is tested with real models."""
+    said = os.environ.get("SCF_TINY_NOVELTY", '{"asked": 10, "strange": 0}')
+    program = "import sys; open('outputs/novelty.json', 'w').write(sys.argv[1])"
+    return [sys.executable, "-c", program, said]
+
+
 if __name__ == "__main__":
     sys.exit(
         gpu_worker.main(
-            kinds={"tiny": tiny, "train_ebdm": train, "control": train, "measure": measure}
+            kinds={
+                "tiny": tiny,
+                "train_ebdm": train,
+                "control": train,
+                "measure": measure,
+                "novelty": novelty,
+            }
         )
     )

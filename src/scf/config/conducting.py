@@ -11,8 +11,8 @@ class StartSettings:
 
     Attributes:
         fresh_age_h: A fresh fossil has waited so many hours.
-        novel_share: This share of the fresh fossils is stranger to the champion than 99 of 100
-            fossils that it was measured on (0.01 would be usual). Asked of a short job.
+        novel_share: This share of the fresh fossils is stranger to the champion than 95 of 100
+            fossils that it was measured on (0.05 would be usual). Asked of a short job.
         novel_fossils_min: Fewer fresh fossils are not asked about.
         schedule: `every 7 days`, `every 12 hours`, or five fields as in a crontab (UTC).
     """

@@ -33,6 +33,7 @@ from scf.daemon.doors import Doors, open_doors
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
+from scf.daemon.novelty import Strangeness
 from scf.daemon.orient import moment_of
 from scf.daemon.pipeline import RECORDING, Bench
 from scf.daemon.pulse import Pulse, Signs
@@ -118,6 +119,7 @@ class Conductor:
         self._rooms: Rooms | None = None
         self._doors: Doors | None = None
         self._errands: Errands | None = None
+        self._strangeness: Strangeness | None = None
         self._holding = ExitStack()
         self._is_stop_passed_on = False
         self._told_of = ""
@@ -157,6 +159,7 @@ class Conductor:
         self._doors = rooms.doors
         self._doors.resume()
         self._rooms = rooms
+        self._strangeness = Strangeness(rooms, self.store, self._config.start, self._log)
         survey = Survey(rooms.drive, self._clock)
         self._errands = Errands(bench, pulse, survey, self.lock, self._log, self._talk, self._alive)
 
@@ -253,8 +256,8 @@ class Conductor:
             return Tick(DaemonState.PAUSED, did, is_idle=not did and not self.has_running_jobs())
         signs = self._errands.pulse.look(is_hasty=self._is_hasty)
         settings = self._config.daemon
+        did = signs.is_reading | self._errands.ask(self._strangeness, signs)
         because = self._is_it_time(signs)
-        did = signs.is_reading
         did |= self._errands.run_all(signs, because, auto_release=settings.auto_release)
         did |= self._advance_runs(only_recording=False)
         full = self._full or self._errands.full
@@ -270,12 +273,14 @@ class Conductor:
             or self._errands.waiting(tries_max=tries_max)
             or self.store.runs(ACTIVE)
             or self._rooms.doors.is_giving_back
+            or (self._strangeness is not None and self._strangeness.is_asking)
         )
         return Tick(DaemonState.IDLE if is_idle else DaemonState.WORKING, did, is_idle)
 
     def _is_it_time(self, signs: Signs) -> Because:
         assert self._errands is not None
-        moment = moment_of(self.store, signs, self._clock.now(), novelty=None)
+        found = self._strangeness.found() if self._strangeness is not None else None
+        moment = moment_of(self.store, signs, self._clock.now(), novelty=found)
         settings = self._config
         return is_it_time(moment, min_fresh=settings.daemon.min_fresh_fossils, start=settings.start)
 
@@ -345,7 +350,7 @@ class Conductor:
         if self._errands is not None:
             self._errands.bench.planner.close()
         self._holding.close()
-        self._rooms = self._errands = None
+        self._rooms = self._errands = self._strangeness = None
 
     def _close_doors(self) -> None:
         if self._doors is not None:

@@ -18,6 +18,7 @@ from scf.core.errors import (
 from scf.core.units import format_duration
 from scf.daemon.advance import BACKOFF_FIRST_S, backoff_s
 from scf.daemon.commands import RUN_NOW
+from scf.daemon.novelty import Strangeness
 from scf.daemon.orient import describe, may_plan, orient
 from scf.daemon.pipeline import Bench
 from scf.daemon.pulse import Dropped, Pulse, Signs
@@ -73,6 +74,12 @@ class Errands:
         if self.bench.rooms.clock.monotonic() >= self._clean_at:
             did |= self._try("clean", self.clean)
         return did
+
+    def ask(self, strangeness: Strangeness | None, signs: Signs) -> bool:
+        """Whether what is fresh is strange to the champion: ask, or take the answer in."""
+        if strangeness is None:
+            return False
+        return self._try("novelty", lambda: strangeness.look(signs, self.pulse.prefix))
 
     @property
     def is_asked_to_run(self) -> bool:

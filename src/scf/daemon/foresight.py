@@ -25,6 +25,7 @@ from scf.daemon.advance import is_due
 from scf.daemon.commands import CANCELS, IS_PAUSED
 from scf.daemon.doors import access_of, box_of
 from scf.daemon.errands import RELEASED_WEEK
+from scf.daemon.novelty import novelty_of
 from scf.daemon.offers import choose_door
 from scf.daemon.orient import may_plan, moment_of, situation
 from scf.daemon.pipeline import MEASURE, RECORDING, STAGES, TRAIN
@@ -192,7 +193,7 @@ def _ingests(signs: Signs) -> Iterator[Intention]:
 
 def _planning(shelves: Shelves, store: RunStore, pulse: Pulse, signs: Signs) -> Iterator[Intention]:
     config = shelves.config
-    moment = moment_of(store, signs, shelves.clock.now(), novelty=None)
+    moment = moment_of(store, signs, shelves.clock.now(), novelty=novelty_of(store))
     because = is_it_time(moment, min_fresh=config.daemon.min_fresh_fossils, start=config.start)
     why = because.reason
     if not because.is_time:

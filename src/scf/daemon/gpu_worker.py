@@ -81,6 +81,15 @@ def measure(spec: JobSpec) -> list[str]:
     return command
 
 
+def novelty(spec: JobSpec) -> list[str]:
+    """How many fossils of some shards are strange to a model."""
+    return [
+        *_program("scf.verification.novelty", "--checkpoint", _input(spec, "checkpoint")),
+        *("--vault", _vault(spec), "--asked", _input(spec, "asked.json")),
+        *("--out", "outputs/novelty.json"),
+    ]
+
+
 def smoke(spec: JobSpec) -> list[str]:
     """What this machine is, and how fast (`scf pods smoke`)."""
     seconds = str(float(spec.config.get("seconds", 60.0)))
@@ -92,6 +101,7 @@ KINDS: JobKinds = {
     "train_ebdm": train_ebdm,
     "control": train_ebdm,
     "measure": measure,
+    "novelty": novelty,
     "smoke": smoke,
 }
 

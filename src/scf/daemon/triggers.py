@@ -14,7 +14,7 @@ class Novelty:
 
     Attributes:
         asked: Fossils that were scored.
-        strange: Of these, stranger than 99 of 100 fossils that the champion was measured on.
+        strange: Of these, stranger than 95 of 100 fossils that the champion was measured on.
         champion: Whose energies.
     """
 
@@ -94,7 +94,7 @@ def _novel(moment: Moment, start: StartSettings) -> tuple[bool, str] | None:
     if found is None:
         return False, "their novelty is not known"
     text = (
-        f"{found.strange} of {found.asked} are stranger to {found.champion} than 99 of 100 "
+        f"{found.strange} of {found.asked} are stranger to {found.champion} than 95 of 100 "
         f"fossils it was measured on, a run starts at {100 * start.novel_share:g} %"
     )
     return found.share >= start.novel_share, text
