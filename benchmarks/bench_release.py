@@ -42,11 +42,15 @@ def flips(release: Path, seed: int) -> tuple[int, int]:
 
 
 def one_gb(base: Path) -> dict[str, float]:
-    from support.releases import releasable, release_week
+    from scf.release.weekly import make_release, open_foundry
+    from support.releases import releasable
 
-    foundry = releasable(base, width=25_000_000)
+    place = releasable(base, width=25_000_000)
     began = time.perf_counter()
-    release = release_week(foundry).path
+    with open_foundry(
+        place.drive, place.home, code_version="0.1.0", clock=place.clock, size_max_bytes=2 * 10**9
+    ) as foundry:
+        release = make_release(foundry).path
     packed = time.perf_counter() - began
     assert release is not None
     key = base / "home" / "keys" / "foundry.pub"

@@ -55,5 +55,8 @@ def test_two_weeks_of_real_training_leave_a_better_model_and_chained_releases(
     assert report["cost"]["num_parameters"] == report["champion_cost"]["num_parameters"]
     notes = (promotion / "NOTES.md").read_text()
     assert "Yes: ebdm_gen0002 is better than ebdm_gen0001 by +0." in notes
+    assert "| training | 1 | " in notes
+    assert "| training from nothing, to compare | 1 | " in notes
+    assert "## What it took" not in (quiet / "NOTES.md").read_text()
     assert "No promotion: no run came to the gate this week" in (quiet / "NOTES.md").read_text()
     assert (quiet / "plots" / "improvement.svg").is_file()

@@ -294,6 +294,7 @@ class Rooms(Shelves):
 
     def make_release(self) -> "ReleaseResult":
         """Pack this week's release. Raises AlreadyReleased with its path when there is one."""
+        from scf.release.costs import closed_attempts
         from scf.release.weekly import Foundry, make_release, size_cap_bytes
         from scf.vault.journal import Vault
 
@@ -309,6 +310,7 @@ class Rooms(Shelves):
                 clock=self.clock,
                 settings=self.config.public(),
                 rotations=read_rotations(self.config.home / "keys"),
+                attempts=closed_attempts(self.config.home),
                 size_max_bytes=self.config.release.size_max_bytes or size_cap_bytes(self.drive),
             )
             return make_release(foundry)

@@ -39,7 +39,7 @@ GATES_MAX = 20
 ABSENT: Mapping[str, str] = {
     "zk_proof": "not made by this version of scf; proof.json is a signed attestation",
     "student": "no distilled student yet",
-    "ledger": "electrical energy and cost are not metered yet",
+    "ledger": "no ledger of credits yet; what the week's jobs took stands in NOTES.md",
     "atlas": "no energy atlas yet",
 }
 

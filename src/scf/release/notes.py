@@ -5,6 +5,7 @@ from typing import Any
 
 from scf.core.units import format_bytes
 from scf.release.contents import NOT_RELEASED, Contents
+from scf.release.costs import costs_text
 from scf.release.improvement import improvement_text
 from scf.release.week import NO_PROMOTION, ROLLBACK, Outcome
 from scf.zoo.model_card import gate_sentence, plot_lines, results_table
@@ -44,6 +45,7 @@ def release_notes(
         improvement_text(contents.steps),
         _choice(contents),
         _data(contents, previous),
+        costs_text(contents.week.costs),
         _happened(contents, previous),
         "## Not in this release\n\n" + "\n".join(f"* {k}: {v}." for k, v in sorted(absent.items())),
         f"Made {made_at} by scf {code_version}. How to check every claim above: VERIFY.md.",

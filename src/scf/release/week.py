@@ -11,6 +11,7 @@ from typing import Any
 
 from scf.audit.entry import Entry
 from scf.proofs.verify_proof import VerifiedStatement
+from scf.release.costs import Cost
 from scf.zoo.registry import PROMOTED, Generation, Move
 
 # Last states of runs that made no generation, as the conductor logs them (`run.REJECTED`).
@@ -70,6 +71,7 @@ class Week:
         outcomes: Runs that came to nothing, oldest first.
         promoted: Generations that became champion, oldest first, each with its statement.
         moves: How the champion's pointer moved.
+        costs: What the jobs took.
     """
 
     kind: str
@@ -77,6 +79,7 @@ class Week:
     outcomes: Sequence[Outcome]
     promoted: Sequence[tuple[Generation, VerifiedStatement]]
     moves: Sequence[Move]
+    costs: Sequence[Cost] = ()
 
     def to_json(self, champion: Generation) -> dict[str, Any]:
         """For metrics.json: what was there to choose from, and what was chosen."""
@@ -97,6 +100,7 @@ class Week:
                 for generation, record in self.promoted
             ],
             "not_promoted": [outcome.to_json() for outcome in self.outcomes],
+            "costs": [cost.to_json() for cost in self.costs],
         }
 
 

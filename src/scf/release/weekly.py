@@ -31,11 +31,13 @@ from scf.release.chain import (
     require_signed,
 )
 from scf.release.contents import ABSENT, Contents, Tainted, gather
+from scf.release.costs import closed_attempts, costs_of
 from scf.release.improvement import Step, improvement
 from scf.release.notes import release_notes, verify_text
 from scf.release.sbom import bill_of_materials, constraints
 from scf.release.verify_release import verify_release
 from scf.release.week import PROMOTION, Week, count_events, kind_of, outcomes_of
+from scf.runs.record import Attempt
 from scf.signing.keys import load_signer, public_keys, read_rotations
 from scf.signing.signer import Signer
 from scf.signing.verify import PublicKey
@@ -144,6 +146,7 @@ class Foundry:
         settings: The foundry's settings (JSON), packed as config/foundry.json; no secrets or paths.
         size_max_bytes: What a release may take; more is BudgetExceeded.
         rotations: Statements by which keys replaced each other, packed as keys/rotations.json.
+        attempts: Jobs that ended, for what the week took.
     """
 
     releases: Folder
@@ -157,6 +160,7 @@ class Foundry:
     settings: Mapping[str, Any] | None = None
     size_max_bytes: int = SIZE_MAX_BYTES
     rotations: Sequence[Any] = ()
+    attempts: Sequence[Attempt] = ()
 
 
 @contextlib.contextmanager
@@ -191,6 +195,7 @@ def open_foundry(
             settings=settings,
             size_max_bytes=size_max_bytes or size_cap_bytes(drive),
             rotations=read_rotations(home / "keys"),
+            attempts=closed_attempts(home),
         )
 
 
@@ -332,6 +337,7 @@ def _week(foundry: Foundry, champion: Generation, previous: Released | None) -> 
         outcomes=outcomes_of(entries),
         promoted=promoted,
         moves=moves,
+        costs=costs_of(foundry.attempts, since=made_at, until=foundry.clock.now()),
     )
 
 
