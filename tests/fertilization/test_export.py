@@ -127,6 +127,8 @@ def test_kinds_go_into_files_of_their_own(tmp_path: Path) -> None:
     assert [(e.path.name, e.fossils) for e in told] == [("out-1.npz", 2), ("out-2.npz", 1)]
     with np.load(tmp_path / "out-2.npz") as archive:
         assert archive["y"].tolist() == [1]
+    with pytest.raises(InputError, match=r"out-1.npz: exists already"):
+        export_fossils(lambda: read_records(source), tmp_path / "out.npz", "npz")
 
 
 def test_nothing_is_overwritten_and_nothing_is_made_of_nothing(fossils, tmp_path: Path) -> None:

@@ -42,6 +42,20 @@ def test_a_row_is_a_record_and_brackets_hold_units(tmp_path: Path) -> None:
     assert second.arrays["p"].shape == ()
 
 
+@pytest.mark.parametrize("heading", ["time [s]", "time", "Timestamp (ms)"])
+def test_a_time_that_is_a_number_is_a_column_of_numbers(tmp_path: Path, heading: str) -> None:
+    """As simulations write it; only RFC 3339 is the time of an observation."""
+    path = write(tmp_path / "a.csv", f"{heading},x [m]\n0.0,1\n0.5,2\nsoon,3\n")
+
+    assert reader_for(path) is not None
+    first, second, third = read(path)
+
+    name = heading.split(maxsplit=1)[0]
+    assert (dict(first.arrays), first.observed_at) == ({name: 0.0, "x": 1.0}, None)
+    assert second.arrays[name] == 0.5
+    assert isinstance(third, Rejection)
+
+
 @pytest.mark.parametrize(("separator", "suffix"), [(";", ".csv"), ("\t", ".tsv")])
 def test_other_separators_are_found(tmp_path: Path, separator: str, suffix: str) -> None:
     path = write(tmp_path / f"a{suffix}", separator.join("ab") + "\n" + separator.join("12") + "\n")

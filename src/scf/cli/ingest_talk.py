@@ -92,7 +92,8 @@ def say_report(report: "IngestReport", *, is_rehearsal: bool) -> None:
         click.echo(f"  see fossil_vault/{path}")
     if report.skipped:
         shown = ", ".join(report.skipped[:5]) + (", ..." if len(report.skipped) > 5 else "")
-        click.echo(f"  {len(report.skipped)} files left alone, no reader knows them: {shown}")
+        files = "one file" if len(report.skipped) == 1 else f"{len(report.skipped)} files"
+        click.echo(f"  {files} left alone, which no reader knows: {shown}")
     click.echo(f"  fossils root {report.fossils_root}")
     if is_rehearsal:
         talk("Rehearsal: nothing was written.")

@@ -63,8 +63,7 @@ def export_fossils(fossils: Fossils, path: Path, form: str) -> list[Exported]:
         MissingTool: The format needs a package that is not installed.
     """
     assert form in FORMATS, form
-    if path.exists():
-        raise InputError(f"{path}: exists already", remedy="Name a path that is free.")
+    _check_free(path)
     counts: dict[FossilKind, int] = {}
     for fossil in fossils():
         kind = kind_of(fossil)
@@ -75,12 +74,21 @@ def export_fossils(fossils: Fossils, path: Path, form: str) -> list[Exported]:
     if form == "webdataset":
         return [_webdataset(fossils(), folder, path)]
     write = {"parquet": _parquet, "npz": _npz, "pkl": _pickle, "mds": _mds}[form]
+    targets = [path]
+    if len(counts) > 1:
+        targets = [path.with_stem(f"{path.stem}-{n}") for n in range(1, len(counts) + 1)]
+    for target in targets:
+        _check_free(target)
     exported = []
-    for number, (kind, count) in enumerate(counts.items(), start=1):
-        target = path if len(counts) == 1 else path.with_stem(f"{path.stem}-{number}")
+    for target, (kind, count) in zip(targets, counts.items(), strict=True):
         write(lambda kind=kind: _of_kind(fossils(), kind), kind, count, folder, target)  # type: ignore[misc]
         exported.append(Exported(target, count))
     return exported
+
+
+def _check_free(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path}: exists already", remedy="Name a path that is free.")
 
 
 def _of_kind(fossils: Iterator[Fossil], kind: FossilKind) -> Iterator[Fossil]:

@@ -1,11 +1,13 @@
 """Tables of numbers in CSV: one record a row, one scalar field a column.
 
 The header names the columns; a unit may follow a name in brackets: `pressure [hPa]`. A column named
-`observed_at`, `time` or `timestamp` may hold RFC 3339, and a column named `family` text. A table
-with any other text in it is not guessed at.
+`observed_at`, `time` or `timestamp` may hold RFC 3339 (with a unit, or a number in the first row,
+it is a column of numbers like any other), and a column named `family` text. A table with any other
+text in it is not guessed at.
 """
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,20 +37,20 @@ class CsvReader:
         if not path.name.endswith(_SUFFIXES):
             return False
         try:
-            lines = _lines(path, LINE_MAX_BYTES)
-            table = _read_header(next(lines))
-            table.draft(next(lines), 0)
-        except (InputError, StopIteration):
+            header, first = itertools.islice(_lines(path, LINE_MAX_BYTES), 2)
+            _read_header(header, first).draft(first, 0)
+        except (InputError, ValueError):  # ValueError: there are not two lines
             return False
         return True
 
     def read(self, origin: Origin) -> Iterator[Record]:
         lines = _lines(origin.path, origin.line_max_bytes)
-        header = next(lines, None)
+        header, first = next(lines, None), next(lines, None)
         if header is None:
             raise InputError(f"{origin.path}: the table is empty")
-        table = _read_header(header)
-        for index, line in enumerate(lines):
+        table = _read_header(header, first)
+        rows = lines if first is None else itertools.chain([first], lines)
+        for index, line in enumerate(rows):
             try:
                 yield table.draft(line, index, source=f"file {origin.name}")
             except InputError as error:
@@ -56,10 +58,11 @@ class CsvReader:
 
     def describe(self, path: Path) -> Description:
         """What the header says."""
-        header = next(_lines(path, LINE_MAX_BYTES), None)
+        lines = _lines(path, LINE_MAX_BYTES)
+        header, first = next(lines, None), next(lines, None)
         if header is None:
             raise InputError(f"{path}: the table is empty")
-        table = _read_header(header)
+        table = _read_header(header, first)
         notes = (["a column of times"] if table.times else []) + (
             ["a column of families"] if table.families else []
         )
@@ -117,12 +120,14 @@ def _lines(path: Path, line_max_bytes: int) -> Iterator[Line]:
         yield line
 
 
-def _read_header(line: Line) -> _Table:
+def _read_header(line: Line, first: Line | None) -> _Table:
+    """The columns, by the header and, where it leaves a doubt, the first row."""
     if line.fault is not None:
         raise InputError(f"header: {line.fault}")
     text = line.data.decode("utf-8-sig", errors="replace")
     separator = max(",;\t", key=text.count)
     headings = _cells(line.data, separator)
+    cells = _cells(first.data, separator) if first is not None and first.fault is None else []
     numbers: dict[int, tuple[str, str]] = {}
     times, families = [], []
     for at, heading in enumerate(headings):
@@ -132,14 +137,16 @@ def _read_header(line: Line) -> _Table:
             raise InputError(f"the header's column {at + 1} has no name: {heading!r}")
         if name in {n for n, _ in numbers.values()}:
             raise InputError(f"two columns are called {name!r}")
-        if name.lower() in _TIME_NAMES:
+        assert match is not None
+        unit = match["unit"] or match["unit2"] or ""
+        is_counted = bool(unit) or (at < len(cells) and _is_number(cells[at]))
+        if name.lower() in _TIME_NAMES and not is_counted:
             times.append(at)
         elif name.lower() == _FAMILY_NAME:
             families.append(at)
         else:
-            assert match is not None
-            numbers[at] = (name, match["unit"] or match["unit2"] or "")
-    if not numbers:
+            numbers[at] = (name, unit)
+    if not any(name.lower() not in _TIME_NAMES for name, _ in numbers.values()):
         raise InputError("the table has no column of numbers")
     return _Table(separator, len(headings), numbers, tuple(times[:1]), tuple(families[:1]))
 

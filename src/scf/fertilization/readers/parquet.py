@@ -69,7 +69,7 @@ class ParquetReader(WindowedReader):
             columns = _columns(file.schema_arrow, self.windows)
             others = [f"{c.label}: {c.role}" for c in columns if c.role != "field"]
             return Description(
-                f"Parquet, {file.metadata.num_row_groups} row groups",
+                f"Parquet, {_row_groups(file.metadata.num_row_groups)}",
                 file.metadata.num_rows,
                 tuple(
                     FieldSummary(c.name, c.dtype.name, c.shape, c.unit)
@@ -251,6 +251,10 @@ def _slices(
         return array if shape is None else array.reshape(shape)
 
     return at
+
+
+def _row_groups(count: int) -> str:
+    return "one row group" if count == 1 else f"{count} row groups"
 
 
 def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
