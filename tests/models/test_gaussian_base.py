@@ -87,3 +87,28 @@ def test_a_field_that_is_not_alike_everywhere_has_no_waves(field) -> None:
     plain = record_energy(layout, x[:100].reshape(100, -1), body=LATTICE, width=4)
     assert plain.model.base.mixing_SCC is None
     assert plain.model.base.vectors_DD is None
+
+
+def test_a_true_score_is_trusted_as_far_as_it_is_sharp() -> None:
+    """Gaussian data: 1/E[s^2] is the variance. Two wells at +-2: the variance 4.25 says too much."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.standard_normal(20_000), rng.choice([-2.0, 2.0], 20_000)], axis=1)
+    x[:, 1] += 0.5 * rng.standard_normal(20_000)
+    layout = RecordLayout.of([FieldLayout("x", "float64", (2,), "m")])
+    energy = record_energy(layout, x)
+    base, scale = energy.model.base, energy.frame.scale_D
+    wells = -(x[:, 1] - 2.0 * np.tanh(8.0 * x[:, 1])) / 0.25  # of the mixture of both wells
+    score = np.stack([-x[:, 0], wells], axis=1) * scale
+    base.load_true_score(torch.from_numpy(score).float())
+    along = base.turn_gradient(torch.eye(2)).abs().argmax(dim=1)  # which eigenvector is whose
+    assert float(base.certain_D[along[0]]) == pytest.approx(1.0 / scale[0] ** 2, rel=0.05)
+    assert float(base.certain_D[along[1]]) == pytest.approx(0.25 / scale[1] ** 2, rel=0.1)
+
+
+def test_a_checkpoint_of_before_trusts_as_before() -> None:
+    layout = RecordLayout.of([FieldLayout("x", "float64", (2,), "m")])
+    model = record_energy(layout, np.random.default_rng(0).standard_normal((50, 2))).model
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("certain_D")}
+    model.base.certain_D.zero_()
+    model.load_state_dict(state)
+    torch.testing.assert_close(model.base.certain_D, model.base.variance_D)

@@ -4,6 +4,7 @@ A full matrix of eigenvectors, waves of a periodic grid, or each number alone.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,32 @@ class GaussianBase(nn.Module):
         self.register_buffer("slope_DK", torch.zeros(size, given_size))
         self.register_buffer("vectors_DD", torch.eye(size) if is_full else None)
         self.register_buffer("variance_D", torch.ones(size))
+        # Of the true score, where it is known: 1 / its mean square along each eigenvector. For a
+        # Gaussian that is the variance; elsewhere it is less.
+        self.certain_D: Tensor
+        self.register_buffer("certain_D", torch.ones(size))
 
     def load(self, fitted: LinearGaussian) -> None:
         """Take over a fitted Gaussian."""
         self.slope_DK.copy_(torch.from_numpy(fitted.slope_DK))
         self.variance_D.copy_(torch.from_numpy(fitted.variance_D))
+        self.certain_D.copy_(self.variance_D)
         if self.vectors_DD is not None:
             assert fitted.vectors_DD is not None
             self.vectors_DD.copy_(torch.from_numpy(fitted.vectors_DD))
         if self.mixing_SCC is not None:
             assert fitted.mixing_SCC is not None
             self.mixing_SCC.copy_(torch.from_numpy(fitted.mixing_SCC))
+
+    def load_true_score(self, true_score_ND: Tensor) -> None:
+        """Measure how far the true score can be trusted along each eigenvector."""
+        square_D = self.turn_gradient(true_score_ND).square().mean(dim=0)
+        self.certain_D.copy_(torch.minimum(1 / square_D.clamp(min=1e-12), self.variance_D))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Checkpoints of before know no `certain_D`.
+        state.setdefault(prefix + "certain_D", state[prefix + "variance_D"])
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def rotate(self, z_BD: Tensor, c_BK: Tensor) -> Tensor:
         """Give w = Q^T (z - B c): centred, along the eigenvectors."""

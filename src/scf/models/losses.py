@@ -53,7 +53,9 @@ def denoising_and_dual(
         score target   a_i s0_i + (1 - a_i)(-n_i/sigma)
         slope target   sum over i of a_i sigma n_i s0_i + (1 - a_i)(1 - n_i^2)
 
-    For Gaussian data the first does not fluctuate at all. The second holds because integration by
+    For Gaussian data F_i = 1/lambda_i, and the first does not fluctuate at all. What F_i has beyond
+    that is noise of s0_i that z knows nothing of, and this a_i is the one of least variance. The
+    second holds because integration by
     parts over the posterior gives E[1 - n_i^2 | z] = sigma E[n_i s0_i | z].
 
     With `is_steady` small noise counts for more. That pays where the target does not fluctuate
@@ -74,7 +76,7 @@ def denoising_and_dual(
     target_B = size - noise_BD.square().sum(dim=1)
     if true_score_BD is not None:
         base = model.base
-        share_BD = base.variance_D / base.total_variance(sigma_B)
+        share_BD = base.certain_D / (base.certain_D + sigma_B[:, None].square())
         n_BD = base.turn_gradient(noise_BD)  # along the eigenvectors
         gap_BD = share_BD * (n_BD + sigma_B[:, None] * base.turn_gradient(true_score_BD))
         target_BD = noise_BD - base.turn_back(gap_BD)

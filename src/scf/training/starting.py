@@ -163,6 +163,10 @@ def starting_energy(
         model = EnergyModel(data.layout, network, noise)
     size = data.layout.size
     model.load_frame(frame, base, (data.moments.low[:size], data.moments.high[:size]))
+    if data.rows is not None and data.rows.true_score_ND is not None:
+        true_score_ND = model_rows(frame, data.rows).true_score_ND
+        assert true_score_ND is not None
+        model.base.load_true_score(true_score_ND)
     if model.evidence is not None:
         z_ND, c_NK, _ = model_rows(frame, data.rows if data.rows is not None else data.validation)
         model.evidence.load(model.encoder, model.base, z_ND, c_NK, config.residual_weight)
