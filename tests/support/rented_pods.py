@@ -19,7 +19,8 @@ CHEAP = Candidate("NVIDIA RTX A4000")
 DEAR = Candidate("NVIDIA H100 80GB HBM3")
 
 
-# What a pod runs has this in its environment, and ends with it.
+# What a pod runs has this in its environment, and ends with it. Its value is a folder's name that no
+# other test process has.
 MARK = "SCF_TEST_POD"
 
 
@@ -48,7 +49,7 @@ class RealPods:
             is_pod=True,
             host_key=base64.b64decode(pod.env["SCF_SSH_HOST_KEY"]),
             authorised=pod.env["PUBLIC_KEY"],
-            environment={MARK: pod.pod_id, "OMP_NUM_THREADS": "1"},
+            environment={MARK: folder.name, "OMP_NUM_THREADS": "1"},
         )
         self.servers[pod.pod_id] = server
         return host, server.port, "root"
@@ -56,7 +57,7 @@ class RealPods:
     def stop(self, pod: FakePod) -> None:
         if server := self.servers.pop(pod.pod_id, None):
             server.stop()
-            kill_marked(f"{MARK}={pod.pod_id}")
+            kill_marked(f"{MARK}={server.folder.name}")
         if cable := self._cables.pop(pod.pod_id, None):
             cable.remove()
 

@@ -34,6 +34,8 @@ class SshSection:
         port: TCP port of its ssh server.
         user: Login name there.
         host_keys: Its public host keys (`ssh-ed25519 AAAA...`), read on the machine itself.
+        peers: More machines that train together with it, `HOST[:PORT] KEY-TYPE KEY` each, with the
+            same user, root and Python; all must reach `host`. Empty: it trains alone.
         identity: File of our private key; empty leaves it to the running ssh agent.
         root: Folder there for everything of ours.
         python: Its Python, 3.11 or newer, with what training needs.
@@ -47,6 +49,7 @@ class SshSection:
     port: int = 22
     user: str = ""
     host_keys: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
     identity: str = ""
     root: str = ".scf-worker"
     python: str = "python3"
@@ -119,6 +122,8 @@ def door_rules(
          f"one or more of {', '.join(DOORS)}, each once"),
         ("[ssh] host_keys", list(ssh.host_keys), not ssh.host or bool(ssh.host_keys),
          "given where host is: on the box, `cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub`"),
+        ("[ssh] peers", list(ssh.peers), all(len(row.split()) == 3 for row in ssh.peers),
+         "texts like 'box2.lan:22 ssh-ed25519 AAAA...'"),
         ("[ssh] port", ssh.port, 0 < ssh.port < 65536, "a TCP port"),
         ("[ssh] look_s", ssh.look_s, ssh.look_s > 0, "more than 0"),
         ("[runpod] gpus", list(runpod.gpus), bool(runpod.gpus), "at least one GPU type"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scf.config import FoundryConfig
 from scf.core.clock import Clock, SystemClock
-from scf.core.errors import DoorUnavailable, ScfError
+from scf.core.errors import DoorUnavailable, ScfError, UsageError
 from scf.daemon.allowance import Allowance
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.local import WORKER, LocalDoor
@@ -139,7 +139,7 @@ def box_of(config: FoundryConfig) -> BoxAccess:
     given = config.ssh
     if not given.host:
         raise DoorUnavailable("[ssh] host is not set", remedy="See docs/operations/ssh-door.md.")
-    return BoxAccess(
+    box = BoxAccess(
         name=given.name,
         host=given.host,
         port=given.port,
@@ -151,6 +151,23 @@ def box_of(config: FoundryConfig) -> BoxAccess:
         bandwidth_kib_s=given.bandwidth_kib_s or None,
         cache_max_bytes=given.cache_max_bytes or None,
         look_s=given.look_s,
+    )
+    peers = tuple(_peer(box, number, row) for number, row in enumerate(given.peers, 1))
+    return replace(box, peers=peers)
+
+
+def _peer(box: BoxAccess, number: int, row: str) -> BoxAccess:
+    """One more machine: another address and another host key, all else the same."""
+    address, kind, key = row.split()
+    host, _, port = address.partition(":")
+    if port and not port.isdecimal():
+        raise UsageError(f"[ssh] peers: {address!r} is not HOST or HOST:PORT")
+    return replace(
+        box,
+        name=f"{box.name}-{number}",
+        host=host,
+        port=int(port or 22),
+        host_keys=(f"{kind} {key}",),
     )
 
 

@@ -36,10 +36,11 @@ from scf.core.errors import (
     UsageError,
 )
 from scf.core.identity import sha256_hex
-from scf.daemon.metering import Meters
+from scf.daemon.metering import Meters, num_gpus
 from scf.dispatch.bundle import EXIT_NAME, HEARTBEAT_NAME, LOG_NAME, Bundle, list_outputs
 from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.local import placement_of
+from scf.dispatch.nodes import Node
 from scf.dispatch.process import HeldFile, kill_group
 from scf.storage.partitions import Folder
 
@@ -54,7 +55,8 @@ JobKinds = Mapping[str, Callable[[JobSpec], list[str]]]
 def train_ebdm(spec: JobSpec) -> list[str]:
     """Training; goes on from what an earlier try left under `outputs/checkpoint`."""
     command = [
-        *_program("scf.training.train_ebdm", "--plan", _input(spec, "plan.json")),
+        *_together("scf.training.train_ebdm"),
+        *("--plan", _input(spec, "plan.json")),
         *("--vault", _vault(spec), "--config", _input(spec, "train_config.json")),
         *("--out", "outputs/checkpoint", "--progress", "progress.ndjson", "--resume"),
     ]
@@ -180,9 +182,11 @@ class Worker:
 
     def _start(self, command: list[str], held: int) -> "subprocess.Popen[bytes]":
         self._folder.check()
+        node = Node.of(os.environ, num_gpus=0)
         with (self._bundle.path / LOG_NAME).open("ab") as log:
             return subprocess.Popen(
                 command,
+                env={**os.environ, **(node.environment() if node is not None else {})},
                 cwd=self._bundle.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -367,6 +371,12 @@ def _oom_kills() -> int:
 
 def _program(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
+
+
+def _together(module: str) -> list[str]:
+    """The program, or torchrun with it where the door told of more processes or more nodes."""
+    node = Node.of(os.environ, num_gpus=num_gpus())
+    return _program(module) if node is None else node.command(module)
 
 
 def _input(spec: JobSpec, name: str) -> str:

@@ -131,6 +131,10 @@ class _Nvml:
             self._ok("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
             self._devices.append(handle)
 
+    @property
+    def count(self) -> int:
+        return len(self._devices)
+
     def energy_mj(self) -> int | None:
         """Of all devices since their driver was loaded; None where one does not count."""
         return self._sum(self._energy_mj)
@@ -171,6 +175,12 @@ class _Memory(ctypes.Structure):
         ("free", ctypes.c_ulonglong),
         ("used", ctypes.c_ulonglong),
     )
+
+
+def num_gpus(nvml: str = NVML) -> int:
+    """GPUs of NVIDIA on this machine; 0 where there is no driver."""
+    found = _open_nvml(nvml)
+    return found.count if found is not None else 0
 
 
 def _open_nvml(name: str) -> _Nvml | None:

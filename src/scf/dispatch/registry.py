@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from scf.core.errors import MissingTool, UsageError
 from scf.dispatch.dispatcher import Dispatcher
+from scf.dispatch.nodes import PROCS
 from scf.dispatch.purse import Purse
 from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
@@ -27,9 +28,11 @@ class BoxAccess(SshBox):
 
     Attributes:
         look_s: Pause between looks at a running job.
+        peers: More machines, which train together with it.
     """
 
     look_s: float = 15.0
+    peers: tuple[SshBox, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +111,9 @@ def open_door(
         from scf.dispatch.follower import FollowSettings
         from scf.dispatch.ssh import SshDoor
 
-        look_s = box.look_s if isinstance(box, BoxAccess) else FollowSettings().look_s
-        ssh = SshDoor(box, jobs, home, settings=FollowSettings(code=home / "code", look_s=look_s))
+        access = box if isinstance(box, BoxAccess) else BoxAccess(**vars(box))
+        settings = FollowSettings(code=home / "code", look_s=access.look_s)
+        ssh = SshDoor(box, jobs, home, settings=settings, peers=access.peers)
         ssh.resume()
         return ssh
     if name == RUNPOD:
@@ -131,8 +135,13 @@ def open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> "RunpodDoor":
         ) from error
     from scf.dispatch.follower import WORKER, FollowSettings
 
+    # Several GPUs in a pod work together: one process each.
+    together = {PROCS: str(access.num_gpus)} if access.num_gpus > 1 else {}
     settings = FollowSettings(
-        code=home / "code", look_s=access.look_s, worker=access.worker or WORKER
+        code=home / "code",
+        look_s=access.look_s,
+        worker=access.worker or WORKER,
+        environment=together,
     )
     door = RunpodDoor(
         open_client(access),

@@ -5,13 +5,14 @@ gets a session of its own there, so that it lives on when the link is cut, and i
 daemon that comes back. How to set a box up: docs/operations/ssh-door.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scf.core.clock import Clock
 from scf.core.errors import DoorUnavailable
 from scf.dispatch.follower import FollowSettings
+from scf.dispatch.group_link import GroupLink
 from scf.dispatch.job import JobSpec
 from scf.dispatch.remote import RemoteDoor, sender_of
 from scf.dispatch.transfer import BoxFault, SshBox, SshLink
@@ -27,6 +28,7 @@ class SshDoor(RemoteDoor):
         home: The home; the door's small files go to `home/ssh_jobs` and `home/ssh`.
         settings: Intervals, limits, the worker; by default this scf's own code is sent.
         clock: Time.
+        peers: More machines, which train together with `box`; `box.host` is where they meet.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class SshDoor(RemoteDoor):
         *,
         settings: FollowSettings | None = None,
         clock: Clock | None = None,
+        peers: Sequence[SshBox] = (),
     ) -> None:
         super().__init__(
             "ssh",
-            _OwnBox(box, home),
+            _OwnBox(box, home, peers),
             jobs=jobs,
             home=home,
             settings=settings or FollowSettings(code=home / "code"),
@@ -53,8 +56,9 @@ class _OwnBox:
 
     is_rented = False
 
-    def __init__(self, box: SshBox, home: Path) -> None:
+    def __init__(self, box: SshBox, home: Path, peers: Sequence[SshBox]) -> None:
         self._box = box
+        self._peers = tuple(peers)
         self._folder = home / "ssh"
         self._sender = sender_of(home)
 
@@ -88,4 +92,6 @@ class _OwnBox:
         return None
 
     def _link(self, held: tuple[int, ...] = ()) -> SshLink:
-        return SshLink(self._box, self._folder, self._sender, held)
+        boxes = (self._box, *self._peers)
+        links = [SshLink(box, self._folder, self._sender, held) for box in boxes]
+        return GroupLink(links, self._box.host) if self._peers else links[0]
