@@ -284,6 +284,41 @@ def test_nothing_is_rented_under_the_emergency_lock(doors: Doors, tmp_path: Path
     assert doors.provider.all_pods == []
 
 
+def test_the_emergency_lock_ends_a_rented_pod_and_sees_that_it_is_gone(
+    doors: Doors, tmp_path: Path
+) -> None:
+    """Without a word with the pod: not even its outputs are waited for."""
+    door = doors()
+    door.submit(tiny(sleep_s=60, deaf=True), {})
+    started = tmp_path / "jobs" / "job-1" / "outputs" / "started"
+    wait_for(started.exists, what="the program to start", limit_s=30)
+
+    EmergencyLock(tmp_path / "home").set("smoke", now=SystemClock().now())
+    door.cancel("job-1", at_once=True)  # as the conductor does
+
+    wait_for(lambda: not doors.provider.alive(), what="the pod's end", limit_s=5)
+    assert ended(door).reason is ExitReason.CANCELLED
+    released(door)
+    (record,) = book(tmp_path).all()
+    assert record.released_at is not None
+    assert not record.ending
+
+
+def test_a_pod_is_given_back_when_the_drive_has_gone(doors: Doors, tmp_path: Path) -> None:
+    """And while the provider does not answer at first."""
+    door = doors()
+    door.submit(tiny(sleep_s=60), {})
+    started = tmp_path / "jobs" / "job-1" / "outputs" / "started"
+    wait_for(started.exists, what="the program to start", limit_s=30)
+    (tmp_path / "jobs").rename(tmp_path / "pulled")
+    doors.provider.script("terminate", *[BROKEN] * 4)
+
+    door.cancel("job-1", at_once=True)
+
+    wait_for(lambda: not doors.provider.alive(), what="the pod's end", limit_s=20)
+    released(door)
+
+
 @pytest.mark.parametrize("fault", [NO_BALANCE, TOO_MANY])
 def test_an_order_that_is_refused_waits(doors: Doors, fault: object) -> None:
     """No balance, too many calls: nothing was started, and it goes on when that is over."""

@@ -68,7 +68,6 @@ class RunpodSection:
         data_centers: Where, in order of preference; empty leaves it to the provider.
         cloud: `SECURE` or `COMMUNITY`.
         num_gpus: GPUs in a pod.
-        nodes: Machines that train one model together; more than 1 rents a cluster.
         disk_gb: Disk of a pod.
         min_cuda: Oldest CUDA version of the host's driver; our image's torch needs 13.0.
         user: Login on the pod; empty: as the provider says it (`root`). Our image knows `worker`.
@@ -92,7 +91,6 @@ class RunpodSection:
     data_centers: tuple[str, ...] = ()
     cloud: str = "SECURE"
     num_gpus: int = 1
-    nodes: int = 1
     disk_gb: int = 80
     min_cuda: str = "13.0"
     user: str = "worker"
@@ -130,7 +128,6 @@ def door_rules(
         ("[runpod] cloud", runpod.cloud, runpod.cloud in CLOUDS, " | ".join(CLOUDS)),
         ("[runpod] route", runpod.route, runpod.route in ROUTES, " | ".join(ROUTES)),
         ("[runpod] num_gpus", runpod.num_gpus, 1 <= runpod.num_gpus <= 8, "1 to 8"),
-        ("[runpod] nodes", runpod.nodes, 1 <= runpod.nodes <= 250, "1 to 250"),
         ("[runpod] disk_gb", runpod.disk_gb, runpod.disk_gb > 0, "more than 0"),
         ("[runpod] max_usd_per_h", runpod.max_usd_per_h, runpod.max_usd_per_h > 0, "more than 0"),
         ("[runpod] max_usd_per_job", runpod.max_usd_per_job, runpod.max_usd_per_job > 0,
