@@ -221,6 +221,18 @@ def test_a_child_goes_on_from_its_parent(tmp_path: Path) -> None:
     assert read_config(tmp_path / "child")["parent"] == checkpoint_digest(tmp_path / "parent")
 
 
+def test_a_child_that_does_no_better_keeps_its_parent_s_weights(tmp_path: Path) -> None:
+    """Steps that ruin the weights: what is kept is what the child began with."""
+    train(points(), Folder.at(tmp_path / "parent"), config(max_steps=200))
+    wild = config(parent=str(tmp_path / "parent"), learning_rate=0.5, max_steps=20)
+    progress = train(points(), Folder.at(tmp_path / "child"), wild)
+    assert progress.best_step == 0
+    assert [step for step, _ in progress.validation] == [0, 20]
+    parent, child = (load_energy(tmp_path / name) for name in ("parent", "child"))
+    for one, other in zip(parent.model.parameters(), child.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_a_parent_of_another_kind_is_refused(tmp_path: Path) -> None:
     """Other fields, or another network: named, before any step."""
     train(points(), Folder.at(tmp_path / "parent"), config(max_steps=1))

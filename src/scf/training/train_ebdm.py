@@ -71,7 +71,7 @@ class Diverged(TrainingError):
         )
 
 
-def train(  # noqa: PLR0915 - one straight loop is read more easily than five parts
+def train(  # noqa: C901, PLR0915 - one straight loop is read more easily than five parts
     source: FossilSource,
     out: Folder | None,
     config: TrainConfig,
@@ -143,6 +143,8 @@ def train(  # noqa: PLR0915 - one straight loop is read more easily than five pa
     if progress.status == "completed" and _reason_to_stop(config, progress, stop):
         return progress  # nothing is left to do, and the final checkpoint stands
     progress.status, progress.stop_reason = "running", ""
+    if config.parent and progress.step == 0:
+        weights.look(validation)  # so that a child is never kept that is worse than its parent
 
     last_saved = progress.seconds
     started = clock() - progress.seconds
