@@ -168,3 +168,31 @@ def test_a_home_that_cannot_be_looked_into_is_locked(works: Works) -> None:
                 conductor._work()
         finally:
             (works.base / "elsewhere").rename(works.home)
+
+
+def test_a_pulled_token_is_an_emergency_until_somebody_unlocks(works: Works, capsys) -> None:
+    """It ends running jobs, stays set when the token is back, and cannot be unlocked without it."""
+    token = works.base / "key" / "scf.token"
+    token.parent.mkdir()
+    token.touch()
+    works.set(hardware_token=str(token), gear="STANDARD")
+    with works.process(SCF_TINY=json.dumps({"train_sleep_s": 60})):
+        run = works.wait_for_state(State.SUBMITTED)
+        held = works.home / "local_jobs" / f"{run.run_id}-train-ebdm-1.lock"
+        pid = json.loads(held.read_text())["pid"]
+        token.parent.rename(works.base / "pulled")
+        wait_for(lambda: is_gone(pid), what="the job to end", limit_s=20)
+        wait_for((works.home / LOCK_NAME).exists, what="the lock", limit_s=20)
+        assert works.cli("unlock", "--reason", "never mind") == 1
+        assert "hardware token" in capsys.readouterr().err
+        (works.base / "pulled").rename(token.parent)
+        assert "hardware token" in (works.home / LOCK_NAME).read_text()
+        assert works.cli("unlock", "--reason", "the key is back") == 0
+        assert works.runs()[0].tries == 0
+
+
+def test_nothing_starts_without_the_token(works: Works) -> None:
+    works.set(hardware_token=str(works.base / "nowhere"))
+    with pytest.raises(EmergencyLocked, match="hardware token"):
+        works.until_idle()
+    assert works.runs() == []

@@ -1,7 +1,9 @@
 """The fault table, a few points of each line; `python -m benchmarks faults` runs all of them."""
 
+import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
@@ -9,6 +11,7 @@ from scf.core.errors import DoorUnavailable
 from scf.daemon.doors import Doors
 from scf.runs.state import State
 from support import faults
+from support.clocks import ManualClock
 from support.conducting import Works, tick_until
 
 pytestmark = pytest.mark.crash
@@ -71,9 +74,9 @@ def test_two_daemons_are_one() -> None:
 @pytest.mark.skipif(not faults.IS_ROOT, reason="mounts file systems")
 @pytest.mark.parametrize(
     "point",
-    [lambda: faults.full_drive(30), lambda: faults.read_only_drive(5),
-     lambda: faults.unplugged_drive(5)],
-    ids=["full", "read-only", "unplugged"],
+    [lambda: faults.full_drive(30), lambda: faults.full_drive(145),
+     lambda: faults.read_only_drive(5), lambda: faults.unplugged_drive(5)],
+    ids=["full", "full in a job", "read-only", "unplugged"],
 )  # fmt: skip
 def test_a_drive_that_fails_stops_the_work_and_nothing_lands_elsewhere(point: Point) -> None:
     require_no_loss(point)
@@ -84,6 +87,23 @@ def test_a_loss_is_seen() -> None:
     with faults.scratch() as base:
         works = faults.foundry(base)
         assert "an intent was lost: runs are about 0 fossils" in faults.losses(works)
+
+
+def test_a_job_that_found_the_disk_full_loses_no_try(tmp_path, monkeypatch) -> None:
+    """It waits for room, and comes through when there is some; a real worker's words are known."""
+    works = Works(tmp_path, {"auto_release": False, "settle_s": 0.0, "max_attempts": 1})
+    works.drop("a.ndjson", range(120))
+    clock = ManualClock(datetime.now(UTC))
+    with works.conductor(clock) as (conductor, _):
+        monkeypatch.setenv("SCF_TINY", json.dumps({"full": True}))
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.LOST})))
+        (run,) = conductor.store.runs()
+        assert "No space left on device" in run.reason
+        assert run.tries == 0
+        monkeypatch.delenv("SCF_TINY")
+        clock.advance(301.0)
+        tick_until(conductor, lambda tick: tick.is_idle)
+    assert works.runs()[0].state is State.PROMOTED
 
 
 def test_a_stop_that_one_door_did_not_take_is_passed_on_again(tmp_path) -> None:

@@ -5,11 +5,15 @@ then that it runs), `loses` files, or loses its `answer`. Every start is a line 
 that two are seen.
 """
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from scf.core.canonical import canonical_json
 from scf.core.errors import SubmissionUnknown
@@ -65,8 +69,10 @@ class FileDoor:
             return JobStatus(JobPhase.RUNNING)
         try:
             record = Bundle(bundle).exit() or self._do(job_id, bundle)
-        except OSError:  # its drive fails; the job goes on when it is mended
-            return JobStatus(JobPhase.RUNNING)
+        except (OSError, SafetensorError) as error:
+            if os.strerror(errno.ENOSPC) in str(error):
+                return JobStatus(JobPhase.ENDED, JobExit(ExitReason.WORKER_ERROR, str(error)))
+            return JobStatus(JobPhase.RUNNING)  # its drive fails; it goes on when that is mended
         if self._errs(job_id, "loses"):
             shutil.rmtree(bundle / "outputs", ignore_errors=True)
         return JobStatus(JobPhase.ENDED, record)

@@ -6,6 +6,7 @@ for the kinds `train_ebdm` and `measure`. What they do wrong is said by `SCF_TIN
 """
 
 import argparse
+import errno
 import json
 import os
 import subprocess
@@ -31,6 +32,8 @@ def train(options: argparse.Namespace) -> int:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         Path("outputs/child.pid").write_text(str(child.pid))
     time.sleep(todo.get("train_sleep_s", 0.0))
+    if todo.get("full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if todo.get("train_error"):
         with Path("progress.ndjson").open("a") as notes:
             notes.write(json.dumps({"event": "error", "error": todo["train_error"]}) + "\n")

@@ -217,9 +217,11 @@ def unlock(context: Context, reason: str) -> None:
     from scf.audit.log import AuditLog
     from scf.signing.keys import load_signer
 
-    emergency_lock = EmergencyLock(context.home)
+    emergency_lock = EmergencyLock(context.home, token=context.config.token)
     if not reason.strip():
         raise UsageError("a reason is needed", remedy='Say why: `scf unlock --reason "..."`.')
+    if (pulled := emergency_lock.token_fault()) is not None:
+        raise OperatorError(f"not unlocked: {pulled}", remedy="Plug it in, then unlock.")
     if not emergency_lock.is_set:
         raise NothingToDo(f"{emergency_lock.path} is not set")
     # First the entry, then the release: a release that nobody can trace does not happen.

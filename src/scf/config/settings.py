@@ -78,6 +78,8 @@ class DaemonSettings:
         job_deadline_s: A job that runs longer is ended.
         max_attempts: A run that failed this often is parked with its reason.
         auto_release: Pack the weekly release when one is due.
+        hardware_token: A file on a key that somebody can pull: while it is not there, the emergency
+            lock is set. Empty: there is none.
         scratch_control: Also train what has a parent from nothing, within the same budget, and
             measure it beside: what going on is worth. Doubles the training.
     """
@@ -88,6 +90,7 @@ class DaemonSettings:
     job_deadline_s: float = 6 * 3600.0
     max_attempts: int = 3
     auto_release: bool = True
+    hardware_token: str = ""
     scratch_control: bool = False
 
 
@@ -150,6 +153,12 @@ class FoundryConfig:
     def public(self) -> dict[str, Any]:
         """What a release may show: how models are made, and no path, host, account or address."""
         return {name: dataclasses.asdict(getattr(self, name)) for name in _PUBLIC}
+
+    @property
+    def token(self) -> Path | None:
+        """The hardware token, where one is configured."""
+        text = self.daemon.hardware_token
+        return Path(text).expanduser() if text else None
 
     def need_root(self) -> Path:
         """The drive's root. Raises OperatorError when none is configured."""

@@ -19,10 +19,26 @@ LOCK_NAME = "EMERGENCY_LOCK"
 
 
 class EmergencyLock:
-    """The lock of one home."""
+    """The lock of one home.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: The home.
+        token: A file that must be there, on a key that somebody can pull; None for none.
+    """
+
+    def __init__(self, home: Path, *, token: Path | None = None) -> None:
         self.path = home / LOCK_NAME
+        self._token = token
+
+    def token_fault(self) -> str | None:
+        """Why the hardware token counts as pulled; None where it is there, or none is wanted."""
+        if self._token is None:
+            return None
+        try:
+            self._token.stat()
+        except OSError as error:
+            return f"the hardware token {self._token} is not there ({error.strerror})"
+        return None
 
     def fault(self) -> str | None:
         """Why nothing may start, as one sentence; None when all is clear.
@@ -34,7 +50,7 @@ class EmergencyLock:
             self.path.lstat()
         except FileNotFoundError:
             if self.path.parent.is_dir():
-                return None
+                return self.token_fault()
             return f"the home {self.path.parent} is gone, so its emergency lock cannot be read"
         except OSError as error:
             return f"{self.path} cannot be read ({error.strerror}), which counts as locked"

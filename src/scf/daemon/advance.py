@@ -73,10 +73,14 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
             run = bench.store.postpone(
                 run, step.reason, not_before=later, counts=step.counts, ends=step.ends
             )
-            log.warning("run.postponed", run=run.run_id, reason=told, pause_s=pause_s)
+            attempt = step.ends.attempt_id if step.ends else None
+            log.warning(
+                "run.postponed", run=run.run_id, attempt=attempt, reason=told, pause_s=pause_s
+            )
             talk(f"{run.run_id}: {told}; again in {pause_s:g} s")
             return Progress(run, moved=True, full=step.full)
-    pause = timedelta(seconds=backoff_s(run.tries + step.counts))
+    pause_s = backoff_s(run.tries + step.counts) if step.pause_s is None else step.pause_s
+    pause = timedelta(seconds=pause_s)
     moved = bench.store.move(
         run,
         step.to,

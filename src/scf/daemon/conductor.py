@@ -41,9 +41,11 @@ from scf.daemon.rebuild import require_history
 from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
 from scf.daemon.survey import Survey
 from scf.daemon.triggers import Because, is_it_time
+from scf.daemon.wakeful import Wakeful
 from scf.daemon.waker import open_waker
 from scf.dispatch.bundle import Bundle
 from scf.dispatch.job import JobPhase
+from scf.dispatch.registry import RUNPOD
 from scf.runs.state import ACTIVE
 from scf.runs.store import DATABASE_NAME, RunStore, StateDamaged
 from scf.storage import durable
@@ -103,7 +105,7 @@ class Conductor:
         self._is_hasty = is_hasty
         self._logbook = Logbook(config.home)
         self._log = self._logbook.log
-        self.lock = EmergencyLock(config.home)
+        self.lock = EmergencyLock(config.home, token=config.token)
         self.store = RunStore.open(config.home, clock)
         self.store.check()
         self.operator = Operator(
@@ -114,6 +116,7 @@ class Conductor:
             log=self._log,
             talk=talk,
         )
+        self._wakeful = Wakeful()
         self._heartbeat = Heartbeat(config.home, clock)
         self._teller = Teller(talk, clock)
         self._rooms: Rooms | None = None
@@ -129,6 +132,8 @@ class Conductor:
         self._watched = [str(config.home / CONTROL_NAME), str(self.lock.path)]
         if config.root is not None:
             self._watched.append(str(config.root / "fossil_vault" / JOURNAL))
+        if config.token is not None:
+            self._watched.append(str(config.token))
         self._mark = self._look()
         # Called within long errands, so that whoever watches the process does not lose patience.
         self.still_alive: Callable[[], None] = lambda: None
@@ -165,6 +170,7 @@ class Conductor:
 
     def close(self) -> None:
         """Let go of everything. Running jobs go on, and are found again."""
+        self._wakeful.keep(is_needed=False)
         self._drop_rooms()
         self._close_doors()
         self.waker.close()
@@ -180,6 +186,7 @@ class Conductor:
             self.operator.obey()
             tick = self._work()
         except EmergencyLocked as locked:
+            self._latch()
             self._end_jobs(at_once=True)
             tick = Tick(DaemonState.EMERGENCY_LOCKED, trouble=locked)
         except DriveError as missing:
@@ -195,6 +202,7 @@ class Conductor:
             raise StateDamaged(self._config.home / DATABASE_NAME, str(error)) from error
         except BudgetExceeded as full:
             tick = Tick(DaemonState.DISK_FULL, trouble=full)
+        self._wakeful.keep(is_needed=self._is_paid_for())
         self._show(tick)
         return tick
 
@@ -284,6 +292,13 @@ class Conductor:
         settings = self._config
         return is_it_time(moment, min_fresh=settings.daemon.min_fresh_fossils, start=settings.start)
 
+    def _latch(self) -> None:
+        """A pulled token sets the lock itself, which jobs see and only `scf unlock` releases."""
+        pulled = self.lock.token_fault()
+        if pulled is not None and self.lock.set(pulled, now=self._clock.now()):
+            self._log.warning("emergency.token_pulled", fault=pulled)
+            self._talk(f"EMERGENCY: {pulled}")
+
     def _give_room(self, drive: Drive) -> None:
         """Write the budgets that the operator has set to the drive that they are about."""
         pending = self.store.get(ROOM_PENDING)
@@ -312,6 +327,12 @@ class Conductor:
             if progress.attempt_id is not None:
                 self._tell_progress(progress.attempt_id, progress.waiting or "")
         return did
+
+    def _is_paid_for(self) -> bool:
+        """Whether a rented machine works for us, or may still be there."""
+        if self._doors is not None and self._doors.is_giving_back:
+            return True
+        return any(attempt.door == RUNPOD for attempt in self.store.open_attempts())
 
     def _stop(self) -> Tick:
         """Start nothing more; let jobs end (drain), or ask them to save and end (now)."""

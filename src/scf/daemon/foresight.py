@@ -77,7 +77,7 @@ class Intention:
 
 def foresee(config: FoundryConfig, clock: Clock) -> list[Intention]:
     """What the next ticks would do, in order. Nothing is written on the drive nor in `runs.db`."""
-    fault = EmergencyLock(config.home).fault()
+    fault = EmergencyLock(config.home, token=config.token).fault()
     if fault is not None:
         return [Intention("nothing", str(config.home), now=True, why=f"emergency lock: {fault}")]
     with reading_store(config.home) as kept:

@@ -6,6 +6,7 @@ audit log.
 
 import logging
 import logging.handlers
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ import structlog
 LOG_NAME = "daemon.ndjson"
 SIZE_MAX_BYTES = 10_000_000
 FILES_KEPT = 5
+
+
+def _with_ids(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Every line has `run` and `attempt`, null where it is about neither: one filter finds all."""
+    line.setdefault("run", None)
+    line.setdefault("attempt", None)
+    return line
 
 
 class _QuietHandler(logging.handlers.RotatingFileHandler):
@@ -42,6 +50,7 @@ class Logbook:
         self.log: Any = structlog.wrap_logger(
             sink,
             processors=[
+                _with_ids,
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.format_exc_info,

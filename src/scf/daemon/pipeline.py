@@ -48,6 +48,10 @@ EARLIER = "earlier"
 
 # Manifests that are read and verified in one go: some tenths of a second.
 SHARDS_PER_LOOK = 500
+# What a program says that found no room (strerror of ENOSPC and EDQUOT, and our own words).
+_NO_ROOM = ("No space left on device", "Disk quota exceeded", "the disk is full")
+# A job that found none is tried again after this.
+ROOM_PAUSE_S = 300.0
 # A worker ends its program at the deadline; one that is still there so much later is ended for it.
 DEADLINE_GRACE_S = 60.0
 # A job that was asked to end for a cancelled run may save its state for so long.
@@ -65,6 +69,7 @@ class Move:
     ends: AttemptEnd | None = None
     counts: bool = False
     waits: bool = False
+    pause_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -259,8 +264,9 @@ def watch(run: Run, bench: Bench) -> Step:
         f"{ended.reason}: {ended.detail}" if ended.detail else str(ended.reason),
         details={"attempt": attempt.attempt_id, "exit_reason": str(ended.reason)},
         ends=_receipt(attempt, ended, status, bench),
-        counts=ended.reason not in NOT_ITS_FAULT,
+        counts=_is_its_fault(ended),
         waits=ended.reason not in NOT_ITS_FAULT | HOPELESS,
+        pause_s=ROOM_PAUSE_S if _found_no_room(ended) else None,
     )
 
 
@@ -298,8 +304,9 @@ def verify(run: Run, bench: Bench) -> Step:
     end = _receipt(attempt, ended, status, bench)
     if ended.reason is not ExitReason.COMPLETED:
         reason = f"measuring: {ended.reason}: {ended.detail}"
-        is_its_fault = ended.reason not in NOT_ITS_FAULT
-        return Retry(reason, counts=is_its_fault, waits=is_its_fault, ends=end)
+        is_its_fault = _is_its_fault(ended)
+        waits = is_its_fault or _found_no_room(ended)
+        return Retry(reason, counts=is_its_fault, waits=waits, ends=end)
     return _judge(run, attempt, end, bench)
 
 
@@ -538,6 +545,17 @@ def _ended(attempt: Attempt, status: JobStatus, bench: Bench) -> JobExit | None:
     if now - since > float(attempt.spec["deadline_s"]) + DEADLINE_GRACE_S:
         _door_of(attempt, bench).cancel(attempt.attempt_id, at_once=True)
     return None
+
+
+def _is_its_fault(ended: JobExit) -> bool:
+    """Whether an end counts as one of the run's tries."""
+    return ended.reason not in NOT_ITS_FAULT and not _found_no_room(ended)
+
+
+def _found_no_room(ended: JobExit) -> bool:
+    """A job that found a disk full says nothing about itself: it waits until there is room."""
+    is_error = ended.reason is ExitReason.WORKER_ERROR
+    return is_error and any(words in ended.detail for words in _NO_ROOM)
 
 
 def _receipt(attempt: Attempt, ended: JobExit, status: JobStatus, bench: Bench) -> AttemptEnd:

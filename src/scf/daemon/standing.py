@@ -46,7 +46,7 @@ def reading_store(home: Path) -> Iterator[RunStore | None]:
 def standing(config: FoundryConfig) -> dict[str, Any]:
     """What `scf status --json` prints."""
     shown = read_state(config.home)
-    lock_fault = EmergencyLock(config.home).fault()
+    lock_fault = EmergencyLock(config.home, token=config.token).fault()
     is_locked = lock_fault is not None
     drive = _drive(config)
     state = DaemonState.EMERGENCY_LOCKED if is_locked else shown.get("state")
