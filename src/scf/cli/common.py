@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from scf.config import FoundryConfig, find_home, load_config
+from scf.config import FoundryConfig, find_home, load_config, record_home
 from scf.core.errors import OperatorError
 from scf.storage.partitions import Drive
 
@@ -97,3 +97,21 @@ def emit(value: Any) -> None:
 def talk(message: str) -> None:
     """Say something to the person, on stderr."""
     click.echo(message, err=True)
+
+
+def remember(home: Path) -> None:
+    """Have `scf` without `--home` find `home` from now on, and say so where it found another one.
+
+    Where SCF_HOME is set, that is what says it, and nothing is recorded.
+    """
+    if os.environ.get("SCF_HOME"):
+        return
+    try:
+        before = find_home(None, os.environ)
+    except OperatorError:
+        before = None
+    if before == home:
+        return
+    record_home(home)
+    if before is not None and before.is_dir():
+        talk(f"`scf` without `--home` now means {home} (it meant {before}).")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from scf.cli.common import Context, common_options, emit, json_option, talk
+from scf.cli.common import Context, common_options, emit, json_option, remember, talk
 from scf.config import FoundryConfig
 from scf.core.errors import UsageError
 
@@ -28,6 +28,7 @@ def init(context: Context, as_json: bool) -> None:
             "no root given", remedy="Name the drive: `scf init --root /path/on/the/drive`."
         )
     places = initialise(context.home, root)
+    remember(places.home)
     if as_json:
         emit(
             {
@@ -105,6 +106,7 @@ def quickstart(context: Context, report: Path | None, as_json: bool) -> None:
     """
     from scf.daemon.quickstart import run_quickstart
 
+    remember(context.home)
     outcome = run_quickstart(context.config, report_folder=report, talk=talk)
     if as_json:
         emit(outcome.to_json())

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scf.cli.common import Context, common_options, emit, json_option, talk
-from scf.config import find_home, record_home
+from scf.cli.common import Context, common_options, emit, json_option, remember, talk
 from scf.core.clock import SystemClock
 from scf.core.errors import InputError, OperatorError, UsageError
 
@@ -181,8 +180,7 @@ def restore(
     place = open_place(source, secret=passphrase, ssh_config=ssh_config)
     done = bring_back(place, home=context.home, root=root, snapshot=snapshot, talk=talk,
                       passphrase=passphrase)  # fmt: skip
-    if find_home(None, os.environ) != context.home:
-        record_home(context.home)
+    remember(context.home)
     if as_json:
         emit({"schema_version": 1, **done.to_json()})
         return

@@ -1,10 +1,8 @@
-"""Make a foundry: the drive's partitions, the keys, the settings file, the record of the home."""
+"""Make a foundry: the drive's partitions, the keys, the settings file."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from scf.config import find_home, record_home
 from scf.config.settings import CONFIG_NAME, config_text
 from scf.core.errors import OperatorError, UsageError
 from scf.signing import keys
@@ -45,7 +43,6 @@ def initialise(home: Path, root: Path) -> FoundryPlaces:
     public = keys.create_keys(home / "keys")
     if is_new:
         durable.write_file(home / CONFIG_NAME, config_text(root).encode())
-    _remember(home)
     key_ids = {role: key.key_id for role, key in public.items()}
     return FoundryPlaces(home, drive.root, drive.uuid, key_ids, is_new)
 
@@ -62,8 +59,3 @@ def _bind(home: Path, drive: Drive) -> None:
             f"the home {home} belongs to drive {bound}, not to {drive.uuid} at {drive.root}",
             remedy="Give this drive its own home with `--home`, or plug the other drive in.",
         )
-
-
-def _remember(home: Path) -> None:
-    if find_home(None, os.environ) != home:
-        record_home(home)
