@@ -1,7 +1,7 @@
 #!/bin/bash
 # Start the pod's ssh server with the keys that came with the order, and the watch over its lease.
 #
-#   PUBLIC_KEY         may log in as `worker`; without it nothing starts
+#   SCF_PUBLIC_KEY     may log in as `worker`; else PUBLIC_KEY; without one nothing starts
 #   SCF_SSH_HOST_KEY   this pod's private host key, base64: the overseer knows its public half
 #   SCF_LEASE_UNTIL    when this pod ends itself (with RUNPOD_POD_ID and RUNPOD_API_KEY)
 #   SCF_SSH_PORT       default 22
@@ -10,14 +10,16 @@ umask 077
 
 fail() { echo "scf-entrypoint: $*" >&2; exit 78; }
 
-[[ -n "${PUBLIC_KEY:-}" ]] || fail "PUBLIC_KEY is not set: nobody could log in"
+# RunPod may write the account's own keys to PUBLIC_KEY.
+public_key="${SCF_PUBLIC_KEY:-${PUBLIC_KEY:-}}"
+[[ -n "${public_key}" ]] || fail "neither SCF_PUBLIC_KEY nor PUBLIC_KEY is set: nobody could log in"
 [[ -n "${SCF_SSH_HOST_KEY:-}" ]] || fail "SCF_SSH_HOST_KEY is not set: nobody could trust this pod"
 
 install -d -m 0755 /run/scf /run/sshd
 printf '%s' "${SCF_SSH_HOST_KEY}" | base64 -d >/run/scf/host_key 2>/dev/null \
     || fail "SCF_SSH_HOST_KEY is not base64"
 ssh-keygen -y -f /run/scf/host_key >/dev/null 2>&1 || fail "SCF_SSH_HOST_KEY is no private key"
-printf '%s\n' "${PUBLIC_KEY}" >/run/scf/authorized_keys
+printf '%s\n' "${public_key}" >/run/scf/authorized_keys
 chmod 0644 /run/scf/authorized_keys
 # Names alone, for `scf pods smoke`: what the provider puts into a pod.
 compgen -e | grep -E '^(RUNPOD|SCF|PUBLIC_KEY)' | sort >/run/scf/variables || true

@@ -247,4 +247,7 @@ def test_the_bill_takes_the_place_of_the_estimate(home: Path, provider: FakeRunp
     assert promise is not None
     assert promise.billed_usd == pytest.approx(0.25, abs=1e-3)
     assert purse.spent_usd() == promise.billed_usd
+    # Nothing is left to be done for it: the next look does not read it.
+    assert book.all() == []
+    assert (home / "runpod" / "past" / f"{record.job_id}.pod.json").exists()
     assert abs(promise.estimated_usd - promise.billed_usd) / promise.billed_usd < 0.02

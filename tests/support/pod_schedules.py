@@ -170,6 +170,9 @@ class _Book:
     def all(self) -> list[PodRecord]:
         return list(self.records.values())
 
+    def put_away(self, job_id: str) -> None:
+        del self.records[job_id]
+
 
 class _Purse(Allowance):
     """The purse's own rules, kept in memory."""

@@ -48,7 +48,7 @@ class RealPods:
             netns=cable.name if cable else None,
             is_pod=True,
             host_key=base64.b64decode(pod.env["SCF_SSH_HOST_KEY"]),
-            authorised=pod.env["PUBLIC_KEY"],
+            authorised=pod.env["SCF_PUBLIC_KEY"],
             environment={MARK: folder.name, "OMP_NUM_THREADS": "1"},
         )
         self.servers[pod.pod_id] = server

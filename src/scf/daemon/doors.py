@@ -17,6 +17,7 @@ from scf.daemon.allowance import Allowance
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.local import WORKER, LocalDoor
 from scf.dispatch.registry import LOCAL, RUNPOD, SSH, BoxAccess, RunpodAccess, open_door
+from scf.dispatch.remote_state import RemoteJobs
 from scf.dispatch.runpod_key import find_key
 from scf.storage.partitions import Folder
 
@@ -38,12 +39,18 @@ class Doors:
         order: Names in order of preference.
         open_one: Opens a door by its name; raises ScfError when it cannot.
         clock: Time.
+        left_open: Doors with jobs of an earlier day, of which something may be left elsewhere.
     """
 
     def __init__(
-        self, order: tuple[str, ...], open_one: OpenByName, clock: Clock | None = None
+        self,
+        order: tuple[str, ...],
+        open_one: OpenByName,
+        clock: Clock | None = None,
+        left_open: tuple[str, ...] = (),
     ) -> None:
         self.order = order
+        self._left_open = left_open
         self._open_one = open_one
         self._clock = clock or SystemClock()
         self._open: dict[str, Dispatcher] = {}
@@ -92,9 +99,10 @@ class Doors:
     def resume(self) -> None:
         """Go on with what paid doors had open: a pod whose job has ended is still to be given back.
 
-        A door that does not open is passed over; it is tried again when it is asked for.
+        Also of a door that the settings do not name any more. One that does not open is passed
+        over; it is tried again when it is asked for.
         """
-        for name in self.order:
+        for name in dict.fromkeys([*self.order, *self._left_open]):
             if name != LOCAL:
                 try:
                     self.get(name)
@@ -131,7 +139,12 @@ def open_doors(
             runpod=access_of(config, clock, environment) if name == RUNPOD else None,
         )
 
-    return Doors(config.doors.order, open_one, clock)
+    left_open = tuple(
+        name
+        for name in (SSH, RUNPOD)
+        if (folder := config.home / f"{name}_jobs").is_dir() and RemoteJobs(folder).open_jobs()
+    )
+    return Doors(config.doors.order, open_one, clock, left_open)
 
 
 def box_of(config: FoundryConfig) -> BoxAccess:

@@ -10,6 +10,7 @@ from scf.dispatch.runpod_client import RunpodClient
 
 # Bills are kept by the hour: a pod's last hour is complete a while after it has gone.
 SETTLED_AFTER = timedelta(hours=2)
+GIVEN_UP_AFTER = timedelta(days=14)
 
 
 def reconcile(
@@ -20,7 +21,11 @@ def reconcile(
     A pod that the provider has no record of is asked for again later: nothing is made up.
     """
     done = []
-    for record in [row for row in book.all() if _is_due(row, now)][:records_max]:
+    rows = book.all()
+    for record in rows:
+        if _is_settled(record, now):
+            book.put_away(record.job_id)
+    for record in [row for row in rows if _is_due(row, now)][:records_max]:
         changed = record
         for pod in record.rented:
             if pod.billed_usd is not None or pod.until is None:
@@ -28,10 +33,10 @@ def reconcile(
             start = parse_utc(pod.since) - timedelta(hours=1)
             end = parse_utc(pod.until) + timedelta(hours=1)
             try:
-                rows = client.billing(start, end, pod_id=pod.pod_id)
+                lines = client.billing(start, end, pod_id=pod.pod_id)
             except DoorError:
                 continue
-            mine = [row.total_usd for row in rows if row.pod_id == pod.pod_id]
+            mine = [line.total_usd for line in lines if line.pod_id == pod.pod_id]
             if mine:
                 changed = changed.with_pod(pod.pod_id, billed_usd=round(sum(mine), 6))
         if changed == record:
@@ -41,7 +46,16 @@ def reconcile(
         if None not in billed:
             purse.bill(record.job_id, sum(usd for usd in billed if usd is not None))
             done.append(record.job_id)
+            book.put_away(record.job_id)
     return done
+
+
+def _is_settled(record: PodRecord, now: datetime) -> bool:
+    """Gone for so long that no bill comes any more, or there never was anything to bill."""
+    if record.released_at is None:
+        return False
+    is_old = now > parse_utc(record.released_at) + GIVEN_UP_AFTER
+    return is_old or not record.rented
 
 
 def _is_due(record: PodRecord, now: datetime) -> bool:

@@ -128,7 +128,10 @@ class PodBook(Protocol):
         """Keep it, in place of the one before."""
 
     def all(self) -> list[PodRecord]:
-        """Every record."""
+        """Every record that is not put away."""
+
+    def put_away(self, job_id: str) -> None:
+        """Nothing is to be done for it any more: kept, and not looked at again."""
 
 
 class PodFiles:
@@ -149,3 +152,9 @@ class PodFiles:
     def all(self) -> list[PodRecord]:
         paths = sorted(self._folder.glob("*.pod.json"))
         return [PodRecord.from_json(durable.read_json(path)) for path in paths]
+
+    def put_away(self, job_id: str) -> None:
+        path = self._folder / f"{job_id}.pod.json"
+        if path.exists():
+            (self._folder / "past").mkdir(exist_ok=True, mode=0o700)
+            path.replace(self._folder / "past" / path.name)

@@ -26,6 +26,7 @@ from scf.storage.partitions import Folder
 
 # How long `cancel` at once waits for the provider's answer; the follower asks again anyway.
 END_WAIT_S = 1.0
+END_AGAIN_S = 5.0
 
 
 class RemoteDoor:
@@ -61,6 +62,7 @@ class RemoteDoor:
         self._closing = threading.Event()
         self._followers: dict[str, tuple[threading.Thread, threading.Event]] = {}
         self._followers_lock = threading.Lock()
+        self._asked_to_end: dict[str, float] = {}
 
     def submit(
         self, spec: JobSpec, files: Mapping[str, bytes], *, resume: Path | None = None
@@ -117,12 +119,13 @@ class RemoteDoor:
         if record is None or record.has_ended:
             return
         self._follow(job_id, wake=True)
-        if at_once and self._machine.is_rented:
+        if at_once and self._machine.is_rented and not self._was_asked_lately(job_id):
             # Its processes end with the machine. The follower sees that it goes; this is for speed,
             # and does not keep the conductor waiting for a provider that does not answer.
             ending = threading.Thread(target=self._machine.end_at_once, args=(job_id,), daemon=True)
             ending.start()
             ending.join(END_WAIT_S)
+        if at_once and self._machine.is_rented:
             return
         try:
             link = self._machine.link(job_id, record.facts)
@@ -134,6 +137,15 @@ class RemoteDoor:
             link.call("cancel", {"job_id": job_id, "at_once": at_once}, limit_s=30.0)
         except BoxFault as error:
             raise DoorUnavailable(str(error), remedy="Try again in a second.") from error
+
+    def _was_asked_lately(self, job_id: str) -> bool:
+        """Whether its end was asked for just now: a stopped conductor asks many times a second."""
+        now = self._clock.monotonic()
+        before = self._asked_to_end.get(job_id)
+        if before is not None and now - before < END_AGAIN_S:
+            return True
+        self._asked_to_end[job_id] = now
+        return False
 
     def resume(self) -> None:
         """Go on with every job of which something may be left over there: when a daemon starts."""

@@ -333,8 +333,12 @@ class RentedPods:
     def _order_of(self, record: PodRecord, candidate: Candidate) -> PodOrder:
         host_key = self._key(self._folder / record.job_id / "host_key")
         identity = self._key(self._folder / "identity")
+        public_key = identity.with_suffix(".pub").read_text().strip()
         environment = {
-            "PUBLIC_KEY": identity.with_suffix(".pub").read_text().strip(),
+            # `startSsh` makes the provider write the account's own keys to PUBLIC_KEY, over ours;
+            # our image reads the other one first, other images read the first.
+            "PUBLIC_KEY": public_key,
+            "SCF_PUBLIC_KEY": public_key,
             "SCF_SSH_HOST_KEY": base64.b64encode(host_key.read_bytes()).decode(),
             "SCF_JOB": record.job_id,
             "SCF_LEASE_UNTIL": record.lease_until,

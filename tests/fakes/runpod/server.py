@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
             cloud=body.get("cloud", "SECURE"),
             disk_gb=body.get("disk", 20),
             ports=body.get("ports", []),
-            env=body.get("env", {}),
+            env=body.get("env", {}) | self._keys(body.get("startSsh", False)),
             data_center=(body.get("dataCenterIds") or [None])[0],
             terminate_after=None,
         )
@@ -250,7 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
             cloud=given["cloudType"],
             disk_gb=given["containerDiskInGb"],
             ports=given["ports"].split(","),
-            env={row["key"]: row["value"] for row in given["env"]},
+            env={row["key"]: row["value"] for row in given["env"]}
+            | self._keys(given.get("startSsh", False)),
             data_center=given.get("dataCenterId"),
             terminate_after=end,
         )
@@ -261,6 +262,12 @@ class _Handler(BaseHTTPRequestHandler):
             "desiredStatus": "RUNNING",
         }
         self._json(200, {"data": {"podFindAndDeployOnDemand": answer}})
+
+    def _keys(self, starts_ssh: bool) -> dict[str, str]:
+        """ "Injects a PUBLIC_KEY environment variable carrying your account's registered SSH public
+        key": over one that was given, as far as its document says."""
+        keys = self.server.provider.ssh_keys
+        return {"PUBLIC_KEY": "\n".join(keys)} if starts_ssh and keys else {}
 
     def _is_broke(self, gpu: str, num_gpus: int) -> bool:
         return self.server.provider.balance_usd < GPU_PRICES[gpu][1] * num_gpus
