@@ -44,7 +44,7 @@ def test_the_answer_comes_first_and_claims_what_the_interval_shows() -> None:
     first = step(1)
     better = improvement_text([first, step(2, over_frozen=gain(0.1), over_scratch=gain(0.05))])
     assert "Yes: ebdm_gen0002 is better than ebdm_gen0001 by +0.1000 (0.0900 to 0.1100)" in better
-    assert "and better than training from nothing at equal cost by +0.0500" in better
+    assert "and better than from nothing within the same budget by +0.0500" in better
     unsure = improvement_text([first, step(2, over_frozen=gain(0.005))])
     assert "Not shown: ebdm_gen0002 against ebdm_gen0001 is +0.0050 (-0.0050 to 0.0150)." in unsure
     assert "was not measured beside" in improvement_text([first, step(2)])

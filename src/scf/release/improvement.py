@@ -142,8 +142,9 @@ def improvement_text(steps: Sequence[Step]) -> str:
         f"{_answer(steps)} Gains are differences of held-out loss, family by family, on the noise "
         "and the fossils that no generation was trained on, with 95 % intervals; above 0 is "
         "better. Frozen is "
-        f"{steps[0].generation}, as if it had never been trained again; from nothing is the same "
-        "plan and the same training budget without a parent, where that was run.\n\n"
+        f"{steps[0].generation}, as if it had never been trained again. From nothing is the same "
+        "plan and the training budget of that one run without a parent, where that was run; going "
+        "on has had the budgets of the runs before as well.\n\n"
         "| generation | promoted | fossils | gain over the one before | over frozen | "
         "over from nothing |\n| --- | --- | --- | --- | --- | --- |\n"
         + "\n".join(rows)
@@ -165,7 +166,7 @@ def _answer(steps: Sequence[Step]) -> str:
     if scratch is None:
         return f"{said}."
     side = "better" if scratch.mean > 0 else "worse"
-    return f"{said}, and {side} than training from nothing at equal cost by {scratch.text()}."
+    return f"{said}, and {side} than from nothing within the same budget by {scratch.text()}."
 
 
 def _cell(gain: Gain | None) -> str:

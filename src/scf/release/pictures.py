@@ -112,7 +112,12 @@ def improvement_picture(steps: Sequence[Step]) -> bytes:
     canvas = Canvas(f"gain in held-out loss over {steps[0].generation} (higher is better)")
     series = [
         ("going on from the one before", BLUE, 0, [step.over_frozen for step in steps]),
-        ("from nothing, same cost", RED, 9, [step.scratch_over_frozen for step in steps]),
+        (
+            "from nothing, within the budget of one run",
+            RED,
+            9,
+            [step.scratch_over_frozen for step in steps],
+        ),
     ]
     shown = [gain for _, _, _, gains in series for gain in gains if gain]
     top = canvas.take(250)
