@@ -13,6 +13,7 @@ lie from the exact ones (nats). The last week's notes and picture are kept under
 """
 
 import json
+import os
 import resource
 import shutil
 import sys
@@ -73,6 +74,8 @@ def run() -> dict[str, Any]:
 
     figures: dict[str, Any] = {"weeks": len(WEEKS), "fresh_fossils": list(WEEKS)}
     with tempfile.TemporaryDirectory() as place:
+        # A new home is recorded for the user; not this one.
+        os.environ["XDG_CONFIG_HOME"] = str(Path(place) / "config")
         foundry = SimulatedWeeks(Path(place))
         controls: dict[str, Path] = {}
         for number, fresh in enumerate(WEEKS, start=1):

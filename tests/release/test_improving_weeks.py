@@ -43,6 +43,10 @@ def test_two_weeks_of_real_training_leave_a_better_model_and_chained_releases(
         assert checked.previous == ("fits" if about["previous"] else "none")
     assert quiet == releases[-1]
 
+    here = str(tmp_path).encode()
+    named = [p.name for p in foundry.folder.rglob("*") if p.is_file() and here in p.read_bytes()]
+    assert named == []  # no path of this machine leaves it
+
     step = json.loads((promotion / "metrics.json").read_text())["improvement"][-1]
     assert (step["generation"], step["fossils"]) == ("ebdm_gen0002", 450)
     for name in ("over_champion", "over_frozen", "over_scratch"):

@@ -131,7 +131,8 @@ def describe(
         "sigma_unit": energy.sigma_unit,
         "sigma_range": list(energy.sigma_range),
         "score_sigma": training.score_sigma * energy.sigma_scale,
-        "training": training.to_json(),
+        # Where the parent lay is this machine's matter; `parent` says what it was.
+        "training": {**training.to_json(), "parent": ""},
         "data": data,
         "parent": parent,
         "code": {"scf": scf.__version__, "torch": torch.__version__},
