@@ -67,3 +67,17 @@ def test_the_conductor_shifts_by_itself_until_a_gear_is_named(works: Works) -> N
         assert (conductor.operator.gear, conductor.operator.is_auto) == ("ACCELERATED", False)
         conductor.operator.box.shift(50, 50.0)
         assert conductor.operator.floor_s == 1.0
+
+
+def test_the_automatic_gear_can_be_the_configured_one(tmp_path: Path) -> None:
+    """In scf.toml as by command; a gear named by hand still wins."""
+    works = Works(tmp_path, {"gear": "AUTO"})
+    with works.conductor() as (conductor, _):
+        conductor.tick()
+        assert conductor.operator.is_auto
+        assert conductor.operator.gear == "STANDARD"
+    works.cli("gear", "hyper")
+    with works.conductor() as (conductor, _):
+        conductor.tick()
+        assert not conductor.operator.is_auto
+        assert conductor.operator.gear == "HYPER"

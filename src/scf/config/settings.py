@@ -17,6 +17,8 @@ from scf.core.errors import OperatorError, UsageError
 
 CONFIG_NAME = "scf.toml"
 GEARS = ("STANDARD", "ACCELERATED", "HYPER", "SINGULARITY")
+# Shifts by what waits.
+AUTO_GEAR = "AUTO"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
@@ -72,7 +74,8 @@ class DaemonSettings:
     """When the conductor acts.
 
     Attributes:
-        gear: Polling floor by name: STANDARD 5 s, ACCELERATED 1 s, HYPER 0.1 s, SINGULARITY 0.05 s.
+        gear: Polling floor by name: STANDARD 5 s, ACCELERATED 1 s, HYPER 0.1 s, SINGULARITY 0.05 s;
+            AUTO shifts by what waits.
         min_fresh_fossils: A run starts once the vault holds this many that the last plan had not.
         settle_s: Fresh fossils are left alone until the vault has been still for this long.
         job_deadline_s: A job that runs longer is ended.
@@ -268,7 +271,8 @@ def _refuse_unknown(path: Path, where: str, found: set[str], known: set[str]) ->
 
 def _check_values(path: Path, config: FoundryConfig) -> None:
     rules = [
-        ("[daemon] gear", config.daemon.gear, config.daemon.gear in GEARS, " | ".join(GEARS)),
+        ("[daemon] gear", config.daemon.gear, config.daemon.gear in {*GEARS, AUTO_GEAR},
+         " | ".join((*GEARS, AUTO_GEAR))),
         ("[training] device", config.training.device, config.training.device in DEVICES,
          " | ".join(DEVICES)),
         ("[training] max_seconds", config.training.max_seconds, config.training.max_seconds > 0,
