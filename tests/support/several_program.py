@@ -3,7 +3,7 @@
     several_program.py FOLDER CASES.json
 
 Each case is {name, settings, resume}. Points come from FOLDER/points.ndjson, checkpoint and notes go
-to FOLDER/<name>. One start serves many cases: most of a short run is importing torch.
+to FOLDER/<name>. At the end each says something else, which all must notice. One start serves many cases: most of a short run is importing torch.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from scf.storage.partitions import Folder
-from scf.training.distributed import ALONE, Peers
+from scf.training.distributed import ALONE, Peers, PeersDiffer
 from scf.training.fossils import open_source
 from scf.training.notes import Notes
 from scf.training.train_config import TrainConfig
@@ -38,4 +38,7 @@ if __name__ == "__main__":
     together = Peers.join(os.environ, limit_s=60.0)
     for case in json.loads(Path(sys.argv[2]).read_text()):
         run_case(Path(sys.argv[1]), case, together)
+    with contextlib.suppress(PeersDiffer):
+        together.check_same("fossils", [str(together.rank).encode()])
+        raise AssertionError("nobody noticed that the processes see different fossils")
     together.leave()

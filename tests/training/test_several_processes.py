@@ -11,7 +11,9 @@ import psutil
 import pytest
 import safetensors.numpy
 
+from scf.core.errors import UsageError
 from scf.training.checkpoint_files import read_state, verify_digests
+from scf.training.distributed import Peers
 from support import several_program
 from support.gaussian_records import gaussian_points, write_points
 from support.several import torchrun
@@ -158,3 +160,11 @@ def test_a_lost_process_ends_the_others_by_name(tmp_path: Path) -> None:
     last = json.loads((tmp_path / "notes.ndjson").read_text().splitlines()[-1])
     assert (last["event"], last["error"]) == ("error", "PeerLost")
     assert "process 0 of 2 lost the others" in (tmp_path / "log").read_text()
+
+
+def test_an_environment_half_set_is_refused() -> None:
+    """What is missing is named, with the way to start."""
+    with pytest.raises(UsageError, match="MASTER_ADDR") as caught:
+        Peers.join({"WORLD_SIZE": "2", "RANK": "0"}, limit_s=1.0)
+    assert "torchrun" in caught.value.remedy
+    assert Peers.join({}, limit_s=1.0).is_alone

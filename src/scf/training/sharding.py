@@ -56,7 +56,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(share: Tensor, like: Tensor, peers: Peers) -> Tensor | None:
-    """All of a tensor on the CPU of the first process; None on the others.
+    """A copy of all of a tensor on the CPU of the first process; None on the others.
 
     Args:
         share: This process's share, or all of it where nothing is sharded.
@@ -74,7 +74,7 @@ def whole(share: Tensor, like: Tensor, peers: Peers) -> Tensor | None:
                 stride=like.stride(),
             ).full_tensor()
         return full.cpu() if peers.is_first else None
-    return share.detach().cpu() if peers.is_first else None
+    return share.detach().to("cpu", copy=True) if peers.is_first else None
 
 
 def dealt(full: Tensor, like: Tensor) -> Tensor:

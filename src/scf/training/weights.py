@@ -99,7 +99,7 @@ class Weights:
             # In one order everywhere: gathering is a meeting, and a mix-up would not be noticed.
             for key, value in sorted(self._optimizer.state.get(parameter, {}).items()):
                 if key == "step":
-                    moments[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu()
+                    moments[f"{name}/{key}"] = torch.as_tensor(value).to("cpu", copy=True)
                 elif (full := whole(local(value), parameter, self._peers)) is not None:
                     moments[f"{name}/{key}"] = full
         if not self._peers.is_first:
