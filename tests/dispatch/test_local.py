@@ -96,6 +96,19 @@ def test_a_program_without_its_worker_still_counts_as_running_and_can_be_ended(
     assert reason(door) is ExitReason.CANCELLED
 
 
+def test_a_worker_that_dies_with_the_cancellation_unread_takes_its_program_along(
+    door: LocalDoor,
+) -> None:
+    """The signal reached the worker and the worker died of another one first."""
+    start(door, sleep_s=60)
+    worker = door.poll("job-1").placement["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    door.cancel("job-1")
+    os.kill(worker, signal.SIGKILL)
+
+    assert reason(door) is ExitReason.CANCELLED
+
+
 def test_the_worker_sees_the_emergency_lock_by_itself(door: LocalDoor, home: Path) -> None:
     """With no daemon alive, a lock file still ends the job with all its processes."""
     start(door, sleep_s=60, deaf=True, child=True)

@@ -89,6 +89,7 @@ class LocalDoor:
                 record = dataclasses.replace(record, reason=ExitReason.CANCELLED)
             return JobStatus(JobPhase.ENDED, record, placement)
         if alive:
+            self._end_orphans(job_id, placement)
             return JobStatus(JobPhase.RUNNING, None, placement)
         if self._is_cancelled(job_id):
             ended = JobExit(ExitReason.CANCELLED, "cancelled before it left an exit record")
@@ -123,6 +124,14 @@ class LocalDoor:
         # The lock is held, so some process of this job lives; it is in the group that `pid` leads,
         # and a process id is not given out again while a group of that number exists.
         kill_group(pid, signal.SIGKILL)
+
+    def _end_orphans(self, job_id: str, placement: dict[str, Any]) -> None:
+        """A worker that died before it could pass a cancellation on leaves its program to us."""
+        pid = placement.get("pid")
+        if not isinstance(pid, int) or not self._is_cancelled(job_id):
+            return
+        if not ProcessMark(pid, placement.get("process_started")).is_alive:
+            kill_group(pid, signal.SIGKILL)
 
     def _spawn(self, bundle: Bundle, held: HeldFile, descriptor: int) -> dict[str, Any]:
         command = [
