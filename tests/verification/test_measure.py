@@ -19,7 +19,6 @@ from scf.vault.journal import Vault
 from scf.verification.denoising import HeldOut
 from scf.verification.measure import main, measure
 from scf.verification.report import read_report
-from scf.zoo.anchor import anchor_set
 from support.gaussian_records import POINT, gaussian_points, record_energy, write_points
 
 
@@ -84,7 +83,7 @@ def test_the_program_writes_a_report_and_a_picture(foundry: FoundryPlaces, tmp_p
     held = [f.cid for f in plan_fossils(plan, vault_root) if f.split == "held_out"]
     cids = sorted(held)[:5]
     anchor = tmp_path / "anchor.json"
-    anchor.write_bytes(anchor_set("ebdm_gen0001", plan.plan_id, cids))
+    anchor.write_text(json.dumps({"schema": "scf.anchor/1", "cids": cids}))
     out = tmp_path / "report"
     code = main(
         [

@@ -104,10 +104,15 @@ class GateSettings:
     Attributes:
         alpha: Chance of promoting one that is no better.
         min_families: Held-out families needed before a champion can be replaced.
+        looks: Candidates that may be judged on the held-out pool within `looks_days`; each is a
+            chance of `alpha` to promote one that is no better.
+        looks_days: Over so many days they are counted.
     """
 
     alpha: float = 0.05
     min_families: int = 20
+    looks: int = 20
+    looks_days: int = 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +303,8 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
         ("[daemon] max_attempts", config.daemon.max_attempts, config.daemon.max_attempts > 0,
          "more than 0"),
         ("[gate] alpha", config.gate.alpha, 0 < config.gate.alpha < 0.5, "between 0 and 0.5"),
+        ("[gate] looks", config.gate.looks, config.gate.looks > 0, "more than 0"),
+        ("[gate] looks_days", config.gate.looks_days, config.gate.looks_days > 0, "more than 0"),
         ("[release] size_max_mb", config.release.size_max_mb, config.release.size_max_mb >= 0,
          "0 or more"),
         *door_rules(config.doors, config.ssh, config.runpod),

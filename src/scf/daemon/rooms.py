@@ -185,7 +185,7 @@ class Rooms(Shelves):
 
     def anchor(self) -> Path | None:
         """The anchor set, frozen now if a first generation has just been promoted; None before."""
-        from scf.fertilization.batch_plan import HELD_OUT, BatchPlan, plan_fossils
+        from scf.fertilization.batch_plan import BatchPlan
         from scf.zoo.anchor import ANCHOR_NAME, EVENT, anchor_of, anchor_set
 
         folder = self.drive.folder("model_zoo")
@@ -193,12 +193,7 @@ class Rooms(Shelves):
         if anchor_of(folder) is None and history:
             first = self.zoo().generation(history[0].generation)
             plan = BatchPlan.from_json(self.plan_of(first))
-            held_out = (
-                fossil.cid
-                for fossil in plan_fossils(plan, self.vault_folder)
-                if fossil.split == HELD_OUT and fossil.verdict == "PASS"
-            )
-            data = anchor_set(first.name, plan.plan_id, held_out)
+            data = anchor_set(first.name, plan, self.vault_folder)
             # Logged, then written: what stands there is always what the log names.
             self.audit.append(EVENT, first.name, {"sha256": sha256_hex(data)}, key=EVENT)
             folder.write_once(ANCHOR_NAME, data)
@@ -224,7 +219,14 @@ class Rooms(Shelves):
         from scf.zoo.looks import looks_used
 
         entries = (logged.entry for logged in self.audit.entries())
-        return looks_used(entries, self.clock.now(), besides=run_id)
+        gate = self.config.gate
+        return looks_used(
+            entries,
+            self.clock.now(),
+            budget=gate.looks,
+            days=gate.looks_days,
+            besides=run_id,
+        )
 
     def judge(
         self,

@@ -319,7 +319,7 @@ def _harm_sentence(harm: Harm, word: str, margin: float) -> str:
 def _look_veto(looks: Looks) -> tuple[str, bool, str]:
     detail = (
         f"the sealed pool was looked at {looks.used} times in {looks.days} days, {looks.budget} "
-        "are allowed: fresh held-out families, or time, make room for more"
+        "are allowed ([gate] looks): time makes room for more"
     )
     return "sealed_pool.looks", not looks.is_spent, detail
 
