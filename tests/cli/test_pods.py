@@ -155,7 +155,7 @@ def test_smoke_exits_with_8_and_leaves_no_pod(
     (record,) = PodFiles(foundry.home / "runpod").all()
     assert record.job_id.startswith("smoke-")
     assert all(pod.until is not None for pod in record.rented)
-    assert "pod is gone                  yes" in capsys.readouterr().err
+    assert "pod is gone                  yes" in capsys.readouterr().out
 
 
 def test_smoke_asks_the_price_first(foundry: Foundry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,8 @@ def pods_smoke(
             max_usd=max_usd,
             timeout_s=timeout_s,
             job_s=job_s,
-            talk=talk,
+            # For people as it goes; for programs the whole at the end.
+            talk=talk if as_json else click.echo,
             report=report,
         )
     except ScfError as error:
@@ -71,9 +72,6 @@ def pods_smoke(
         raise
     if as_json:
         emit(report.to_json())
-    else:
-        for what, value in report.lines:
-            click.echo(f"{what:28} {value}")
 
 
 @click.group()

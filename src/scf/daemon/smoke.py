@@ -246,7 +246,7 @@ def _give_back(
         clock.sleep(LOOK_S)
     record = PodFiles(config.home / "runpod").read(job_id)
     if record is not None:
-        if record.detail:
+        if record.detail and len(record.rented) > 1:
             report.note("given up before", record.detail, talk)
         report.note("pods rented", len(record.rented), talk)
         report.note("cost, by price and time", f"{record.cost_usd(clock.now()):.4f} USD", talk)
