@@ -140,6 +140,7 @@ def test_the_real_kinds_are_commands_with_absolute_programs() -> None:
         (1, {"error": "PlanInvalid", "kind": "bad_data"}, "", False, "bad_data"),
         (1, {}, "torch.OutOfMemoryError: CUDA out of memory. Tried ...", False, "out_of_memory"),
         (1, {}, "MemoryError\n", False, "out_of_memory"),
+        (1, {"error": "OutOfMemory"}, "Set a smaller microbatch", False, "out_of_memory"),
         (-9, {}, "", True, "out_of_memory"),
         (-9, {}, "", False, "worker_error"),
         (

@@ -315,7 +315,10 @@ def reason_of(
     if returncode == 0:
         return ExitReason.COMPLETED, ""
     error = str(last_note.get("error", ""))
-    if was_oom_killed or "MemoryError" in last_line or "out of memory" in last_line.lower():
+    if error and last_note.get("message"):
+        last_line = str(last_note["message"])[:500]  # the log may end with torchrun's own table
+    is_said = "MemoryError" in last_line or "out of memory" in last_line.lower()
+    if was_oom_killed or is_said or error == "OutOfMemory":
         return ExitReason.OUT_OF_MEMORY, last_line or "killed by the system for want of memory"
     if error == "Diverged":
         return ExitReason.DIVERGED, last_line
