@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from scf.core.clock import SystemClock
+from scf.core.errors import UsageError
 from scf.daemon.commands import LIMITS_SET
 from scf.daemon.retention import clean
+from scf.daemon.standing import limits
 from scf.daemon.survey import Survey
 from scf.runs.state import State
+from scf.storage.partitions import Drive
 from support.conducting import Works, tick_until
 
 
@@ -147,3 +151,26 @@ def test_budgets_are_shown_with_what_is_used(
     assert told["limits"]["usd_month"]["limit"] == 40.0
     works.cli("status")
     assert "gear        STANDARD" in capsys.readouterr().out
+
+
+def test_limits_of_the_settings_hold_until_the_operator_sets_others(tmp_path: Path) -> None:
+    """Room and what is kept stand in scf.toml; `scf budget set` goes before it, and stays."""
+    works = Works(tmp_path / "limits", {"auto_release": False})
+    text = (works.home / "scf.toml").read_text()
+    keep = '\n[keep]\ngenerations = 2\nfossil_vault = "3 GB"\n'
+    (works.home / "scf.toml").write_text(text + keep)
+    works.until_idle()
+    assert Drive.open(works.root).budgets_bytes["fossil_vault"] == 3 * 10**9
+    found = limits(works.config, SystemClock())
+    assert found["limits"]["generations_kept"]["limit"] == 2
+
+    works.cli("budget", "set", "fossil_vault", "5 GB")
+    works.cli("budget", "set", "generations_kept", "7")
+    works.until_idle()
+    works.until_idle()
+    assert Drive.open(works.root).budgets_bytes["fossil_vault"] == 5 * 10**9
+    assert limits(works.config, SystemClock())["limits"]["generations_kept"]["limit"] == 7
+
+    (works.home / "scf.toml").write_text(text + keep.replace("3 GB", "much"))
+    with pytest.raises(UsageError, match="fossil_vault = 'much' must be a size"):
+        works.until_idle()

@@ -77,7 +77,7 @@ def _settings(config_value: FoundryConfig) -> "list[dict[str, Any]]":
             "origin": "SCF_ROOT" if os.environ.get("SCF_ROOT") else "option or scf.toml",
         },
     ]
-    for section in ("vault", "training", "daemon", "gate", "start", "run", "tune",
+    for section in ("vault", "training", "daemon", "gate", "start", "run", "tune", "keep",
                     "doors", "ssh", "runpod"):  # fmt: skip
         settings = getattr(config_value, section)
         for setting in dataclasses.fields(settings):

@@ -1,6 +1,9 @@
 """Settings of the conductor's judgement: when a run starts, what it may take, what it may try."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from scf.core.errors import UsageError
+from scf.core.units import parse_size_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,48 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepSettings:
+    """What is kept, and how much room each partition has. `scf budget set` goes before it.
+
+    Attributes:
+        generations: Newest generations that stay in the zoo, beside released ones, champion, best.
+        jobs: Bundles of ended runs that stay in system_cache/jobs.
+        fossil_vault: Room for a partition, such as `1.2 TB`; empty leaves it as the drive has it.
+        energy_atlas: Likewise.
+        model_zoo: Likewise.
+        release_history: Likewise.
+        zk_proofs: Likewise.
+        system_cache: Likewise.
+    """
+
+    generations: int = 5
+    jobs: int = 40
+    fossil_vault: str = ""
+    energy_atlas: str = ""
+    model_zoo: str = ""
+    release_history: str = ""
+    zk_proofs: str = ""
+    system_cache: str = ""
+
+    def room(self) -> dict[str, int]:
+        """Bytes for each partition that is named. Raises UsageError for a text that is no size."""
+        texts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: parse_size_bytes(text)
+            for name, text in texts.items()
+            if isinstance(text, str) and text
+        }
+
+    def is_room(self, name: str) -> bool:
+        """Whether the text for a partition is a size, or none."""
+        text = getattr(self, name)
+        try:
+            return not text or parse_size_bytes(text) > 0
+        except UsageError:
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneSettings:
     """Which settings of training are proposed from past attempts (needs the extra `[tune]`).
 
@@ -78,7 +123,9 @@ class TuneSettings:
 Rule = tuple[str, object, bool, str]
 
 
-def conducting_rules(start: StartSettings, run: RunSettings, tune: TuneSettings) -> list[Rule]:
+def conducting_rules(
+    start: StartSettings, run: RunSettings, tune: TuneSettings, keep: KeepSettings
+) -> list[Rule]:
     """(name, value, whether it is good, what is wanted) of each value that can be wrong."""
     from scf.config.schedule import Schedule
 
@@ -108,6 +155,11 @@ def conducting_rules(start: StartSettings, run: RunSettings, tune: TuneSettings)
         *limits,
         ("[run] upload_bytes_per_s", run.upload_bytes_per_s, run.upload_bytes_per_s > 0,
          "more than 0"),
+        ("[keep] generations", keep.generations, keep.generations > 0, "more than 0"),
+        ("[keep] jobs", keep.jobs, keep.jobs > 0, "more than 0"),
+        *((f"[keep] {name}", getattr(keep, name), keep.is_room(name), "a size such as '1.2 TB'")
+          for name in ("fossil_vault", "energy_atlas", "model_zoo", "release_history", "zk_proofs",
+                       "system_cache")),
         *((f"[tune] {name}_min", low, 0 < low <= high, f"above 0, at most {name}_max = {high!r}")
           for name, low, high in pairs),
         ("[tune] first_random", tune.first_random, tune.first_random > 0, "more than 0"),

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scf.config.conducting import RunSettings, StartSettings, TuneSettings, conducting_rules
+from scf.config.conducting import (
+    KeepSettings,
+    RunSettings,
+    StartSettings,
+    TuneSettings,
+    conducting_rules,
+)
 from scf.config.doors import DoorsSection, RunpodSection, SshSection, door_rules
 from scf.core.errors import OperatorError, UsageError
 
@@ -156,6 +162,7 @@ class FoundryConfig:
     start: StartSettings = field(default_factory=StartSettings)
     run: RunSettings = field(default_factory=RunSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
     release: ReleaseSettings = field(default_factory=ReleaseSettings)
 
     def public(self) -> dict[str, Any]:
@@ -189,6 +196,7 @@ _SECTIONS: dict[str, type] = {
     "start": StartSettings,
     "run": RunSettings,
     "tune": TuneSettings,
+    "keep": KeepSettings,
     "release": ReleaseSettings,
 }
 # Sections that releases show. A new section stays private until it is named here.
@@ -308,7 +316,7 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
         ("[release] size_max_mb", config.release.size_max_mb, config.release.size_max_mb >= 0,
          "0 or more"),
         *door_rules(config.doors, config.ssh, config.runpod),
-        *conducting_rules(config.start, config.run, config.tune),
+        *conducting_rules(config.start, config.run, config.tune, config.keep),
     ]  # fmt: skip
     for name, value, is_good, wanted in rules:
         if not is_good:

@@ -27,6 +27,8 @@ CANCELS = "operator.cancels"
 # {name: value}: limits that are not the drive's; {partition: bytes} that the drive does not know.
 LIMITS_SET = "operator.limits"
 ROOM_PENDING = "operator.room_pending"
+# {partition: bytes} of scf.toml, as they were written to the drive.
+ROOM_CONFIGURED = "room.configured"
 
 
 class Operator:
@@ -171,8 +173,8 @@ class Operator:
         self._file.write_acks(Ack(**ack) for ack in self._store.acks(limit=ACKS_KEPT))
 
 
-def limit_of(store: RunStore, name: str) -> float:
-    """A limit that is not the drive's: what the operator set, else its default."""
-    default = LIMITS[name].default
+def limit_of(store: RunStore, name: str, configured: float | None = None) -> float:
+    """A limit that is not the drive's: what the operator set, else what scf.toml says."""
+    default = LIMITS[name].default if configured is None else configured
     assert default is not None, f"{name} is kept by the drive"
     return float(store.get(LIMITS_SET, {}).get(name, default))

@@ -28,7 +28,7 @@ from scf.core.errors import (
     ScfError,
 )
 from scf.daemon.advance import advance, is_due
-from scf.daemon.commands import CANCELS, ROOM_PENDING, Operator
+from scf.daemon.commands import CANCELS, ROOM_CONFIGURED, ROOM_PENDING, Operator
 from scf.daemon.doors import Doors, open_doors
 from scf.daemon.errands import Errands
 from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
@@ -300,7 +300,15 @@ class Conductor:
             self._talk(f"EMERGENCY: {pulled}")
 
     def _give_room(self, drive: Drive) -> None:
-        """Write the budgets that the operator has set to the drive that they are about."""
+        """Write the budgets that were set to the drive that they are about.
+
+        Those of scf.toml when they have changed there, then those of `scf budget set`, which stay
+        until one of the two changes.
+        """
+        wanted = self._config.keep.room()
+        if wanted != self.store.get(ROOM_CONFIGURED, {}):
+            drive.set_budgets(wanted)
+            self.store.set(ROOM_CONFIGURED, wanted)
         pending = self.store.get(ROOM_PENDING)
         if pending:
             drive.set_budgets({name: int(size) for name, size in pending.items()})

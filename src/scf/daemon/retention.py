@@ -54,7 +54,9 @@ def clean(rooms: Rooms, store: RunStore) -> list[Removal]:
     return [
         *_clean_jobs(rooms, store),
         *_clean_local_jobs(rooms, store),
-        *_clean_zoo(rooms, keep=int(limit_of(store, "generations_kept"))),
+        *_clean_zoo(
+            rooms, keep=int(limit_of(store, "generations_kept", rooms.config.keep.generations))
+        ),
     ]
 
 
@@ -67,7 +69,7 @@ def _clean_jobs(rooms: Rooms, store: RunStore) -> list[Removal]:
         if _may_go(runs.get(run_id), kind, HeldFile(_lock_of(rooms, path.name)))
     ]
     idle.sort()
-    extra = len(idle) - int(limit_of(store, "jobs_kept"))
+    extra = len(idle) - int(limit_of(store, "jobs_kept", rooms.config.keep.jobs))
     removed = []
     excess_bytes = _excess_bytes(rooms)
     for index, (_, path) in enumerate(idle):

@@ -117,10 +117,14 @@ def standing_text(found: dict[str, Any]) -> str:
 def limits(config: FoundryConfig, clock: Clock) -> dict[str, Any]:
     """What `scf budget --json` prints."""
     drive = _drive(config)
+    configured = {
+        "generations_kept": float(config.keep.generations),
+        "jobs_kept": float(config.keep.jobs),
+    }
     with reading_store(config.home) as kept:
         store = kept or RunStore.in_memory(clock)
         others = {
-            name: {"limit": limit_of(store, name), "what": limit.what}
+            name: {"limit": limit_of(store, name, configured.get(name)), "what": limit.what}
             for name, limit in LIMITS.items()
             if not limit.is_partition
         }
