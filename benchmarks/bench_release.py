@@ -42,7 +42,8 @@ def flips(release: Path, seed: int) -> tuple[int, int]:
 
 
 def one_gb(base: Path) -> dict[str, float]:
-    from scf.release.weekly import make_release, open_foundry
+    from scf.release.foundry import open_foundry
+    from scf.release.weekly import make_release
     from support.releases import releasable
 
     place = releasable(base, width=25_000_000)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from scf.core.errors import BudgetExceeded
+from scf.release.foundry import open_foundry
 from scf.release.verify_release import verify_release
-from scf.release.weekly import ReleaseTooLarge, make_release, open_foundry
+from scf.release.weekly import ReleaseTooLarge, make_release
 from support.foundries import SmallFoundry, SteppingClock, tree_bytes
 from support.releases import promote, releasable, release_week, writable_copy, zoo_of
 from support.runs import measured_run

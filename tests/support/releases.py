@@ -4,7 +4,8 @@ import shutil
 from datetime import date
 from pathlib import Path
 
-from scf.release.weekly import ReleaseResult, make_release, open_foundry
+from scf.release.foundry import open_foundry
+from scf.release.weekly import ReleaseResult, make_release
 from scf.zoo.entry import Generation
 from scf.zoo.registry import Zoo
 from support.foundries import SmallFoundry, small_foundry

@@ -70,7 +70,8 @@ def release_make(
     8 released, but not published everywhere.
     """  # noqa: D301 - click asks for this character
     from scf.control.emergency_lock import EmergencyLock
-    from scf.release.weekly import AlreadyReleased, make_release, open_foundry
+    from scf.release.foundry import open_foundry
+    from scf.release.weekly import AlreadyReleased, make_release
 
     monday = _monday(week)
     addresses = _addresses(context, push_to) if publish or push_to else ()

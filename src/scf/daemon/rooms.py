@@ -297,7 +297,8 @@ class Rooms(Shelves):
     def make_release(self) -> "ReleaseResult":
         """Pack this week's release. Raises AlreadyReleased with its path when there is one."""
         from scf.release.costs import closed_attempts
-        from scf.release.weekly import Foundry, make_release, size_cap_bytes
+        from scf.release.foundry import Foundry, size_cap_bytes
+        from scf.release.weekly import make_release
         from scf.vault.journal import Vault
 
         with Vault.open(self.drive, self.config.home) as vault:
