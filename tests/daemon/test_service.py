@@ -32,6 +32,28 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["systemd", "launchd", "cron"])
+def test_the_reaper_is_a_service_beside_the_daemons(kind: str, tmp_path: Path) -> None:
+    """Another file (or line), another name, its own program: one can go without the other."""
+    places = (tmp_path / "home", tmp_path / "root", tmp_path)
+    daemon, reaper = Service(*places), Service(*places, program="reaper")
+
+    assert "scf.daemon.reaper" in reaper.text(kind)
+    assert "scf.daemon.scf_daemon" not in reaper.text(kind)
+    if kind == "cron":
+        assert daemon.text(kind).split("#")[1] != reaper.text(kind).split("#")[1]
+        assert "cron-reaper.lock" in reaper.text(kind)
+    else:
+        assert daemon.path(kind) != reaper.path(kind)
+    if kind == "systemd" and shutil.which("systemd-analyze"):
+        unit = tmp_path / "scf-reaper.service"
+        unit.write_text(reaper.text(kind))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True
+        )
+        assert [line for line in done.stderr.splitlines() if unit.name in line] == []
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 def test_the_unit_is_valid_and_little_exposed(service: Service, tmp_path: Path) -> None:
     """`systemd-analyze` reads it without a complaint; the exposure is below 4.0."""
