@@ -165,3 +165,56 @@ def test_a_cluster_that_is_not_there_is_said_to_be_so(
 
     assert told.returncode == 8
     assert "no Ray cluster answers at 127.0.0.1:1" in told.stderr
+
+
+DIES = """
+import os, shutil, sys, tempfile, threading, time
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+from ray.cluster_utils import Cluster
+import scf.dispatch.ray_cluster as door
+
+def work(number):
+    for piece in range(6):
+        time.sleep(0.2)
+        yield f"{number}.{piece}".encode() + b" " + b"x" * 300_000  # kept by the node that made it
+
+folder = tempfile.mkdtemp(prefix="scf-ray-", dir="/tmp")
+node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+nodes = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
+nodes.add_node(**node)
+try:
+    with door.RayCluster(nodes.address, block_wait_s=100) as cluster:
+        import ray
+        here = ray.get_runtime_context().get_node_id()
+        other = next(n for n in nodes.list_all_nodes() if n.node_id != here)
+        end = lambda: nodes.remove_node(other, allow_graceful=False)
+        threading.Timer(1.5, end).start()
+        seen = []
+        for blocks in cluster.stream(work, [(n,) for n in range(4)]):
+            seen += [block.split()[0].decode() for block in blocks]
+        print(seen == [f"{n}.{p}" for n in range(4) for p in range(6)], cluster.num_cpus)
+finally:
+    nodes.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_when_a_machine_dies_its_work_is_done_again_and_nothing_comes_twice() -> None:
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    child = subprocess.Popen(
+        [sys.executable, "-c", DIES],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=python_env(),
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        out, err = child.communicate(timeout=RUN_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        out, err = child.communicate(timeout=STOP_S)
+
+    assert "True 1" in out, err[-3000:]

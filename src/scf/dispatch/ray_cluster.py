@@ -4,7 +4,7 @@ Ray tasks with streaming generators, not Ray Data: what is read here is not a ta
 is refused has to come back beside those that are not, in the order of the file; blocks must not be
 reordered, joined or split; and one process, here, consumes them all. Ray Data gives none of this
 without being told otherwise at each step, and needs pandas and pyarrow for it. Tasks give it, with
-back pressure, and Ray starts a task anew whose machine died.
+back pressure. A task whose machine died is started anew, and what it gave before is passed over.
 
 Nothing but this file imports ray (contract "Only doors call out"). Usage reports are off, and no
 dashboard is asked for.
@@ -13,6 +13,7 @@ dashboard is asked for.
 import contextlib
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, TracebackType
@@ -27,6 +28,26 @@ _BLOCK_WAIT_S = 600.0
 # Blocks of one task that wait to be taken, and how often a task is started anew.
 _BLOCKS_AHEAD = 2
 _RETRIES = 2
+# While we wait we look now and then whether all machines are still there: Ray was seen to wait for
+# ever for what a dead one had made (2.60, with and without its own retries).
+_LOOK_EVERY_S = 5.0
+
+
+class _NodeGone(Exception):
+    """A machine that was there when a task was started is not there any more."""
+
+
+class _Task:
+    """One call, which may have to be started more than once."""
+
+    def __init__(self, ray: ModuleType, remote: Any, call: tuple[Any, ...]) -> None:
+        self._ray, self._remote, self._call = ray, remote, call
+        self.start()
+
+    def start(self) -> None:
+        """Start it anew, on the machines that there are now."""
+        self.nodes = alive_nodes(self._ray)
+        self.generator: Any = self._remote.remote(*self._call)
 
 
 class RayCluster:
@@ -94,50 +115,89 @@ class RayCluster:
         task = self._ray.remote(work).options(
             num_cpus=1,
             scheduling_strategy="SPREAD",
-            max_retries=_RETRIES,
+            max_retries=0,
             num_returns="streaming",
             _generator_backpressure_num_objects=_BLOCKS_AHEAD,
         )
         ahead = self.num_cpus + 2
         waiting = deque(calls)
-        running: deque[Any] = deque()
+        running: deque[_Task] = deque()
         try:
             while waiting or running:
                 while waiting and len(running) < ahead:
-                    running.append(task.remote(*waiting.popleft()))
-                yield self._blocks(running[0])
+                    running.append(_Task(self._ray, task, waiting.popleft()))
+                yield self._blocks(running)
                 # Left before its end (the origin is known), or through.
-                self._cancel(running.popleft())
+                self._cancel(running.popleft().generator)
         finally:
-            for generator in running:
-                self._cancel(generator)
+            for one in running:
+                self._cancel(one.generator)
 
-    def _blocks(self, generator: Any) -> Iterator[bytes]:
+    def _blocks(self, running: "deque[_Task]") -> Iterator[bytes]:
+        """Every block of the first task, once, however often it has to be started."""
+        task = running[0]
         errors = self._ray.exceptions
-        try:
-            while True:
-                ready, _ = self._ray.wait([generator], timeout=self._block_wait_s)
-                if not ready:
+        num_taken = 0
+        for is_last in [*[False] * _RETRIES, True]:
+            try:
+                for number, reference in enumerate(self._references(task)):
+                    if number >= num_taken:
+                        block = self._get(reference, task)
+                        num_taken += 1
+                        yield block
+                return
+            except errors.RayTaskError as error:
+                raise DoorError(f"a worker failed: {error.cause!r}\n{error}") from error
+            except (_NodeGone, errors.RayError) as error:
+                if is_last:
                     raise DoorError(
-                        f"the Ray cluster gave nothing for {self._block_wait_s:g} s",
+                        f"the Ray cluster failed: {error}",
                         remedy="Look at it with `ray status`; a new ingest goes on.",
-                    )
-                try:
-                    reference = next(generator)
-                except StopIteration:
-                    return
-                yield self._ray.get(reference, timeout=self._block_wait_s)
-        except errors.RayTaskError as error:
-            raise DoorError(f"a worker failed: {error.cause!r}\n{error}") from error
-        except errors.RayError as error:
-            raise DoorError(
-                f"the Ray cluster failed: {error}",
-                remedy="Look at it with `ray status`; a new ingest goes on.",
-            ) from error
+                    ) from error
+                # All of them, in their order: those behind would hold the CPUs that are left, and
+                # wait for us to take what they have made.
+                for one in running:
+                    self._cancel(one.generator)
+                for one in running:
+                    one.start()
+
+    def _references(self, task: "_Task") -> Iterator[Any]:
+        while True:
+            for _ in self._looks(task):
+                if self._ray.wait([task.generator], timeout=_LOOK_EVERY_S)[0]:
+                    break
+            try:
+                reference = next(task.generator)
+            except StopIteration:
+                return
+            yield reference
+
+    def _get(self, reference: Any, task: "_Task") -> bytes:
+        for _ in self._looks(task):
+            with contextlib.suppress(self._ray.exceptions.GetTimeoutError):
+                return bytes(self._ray.get(reference, timeout=_LOOK_EVERY_S))
+        raise AssertionError("looks end with an error")
+
+    def _looks(self, task: "_Task") -> Iterator[None]:
+        """A look, again and again, until the machines are fewer or it has taken too long."""
+        deadline = time.monotonic() + self._block_wait_s
+        while time.monotonic() < deadline:
+            yield
+            if task.nodes - alive_nodes(self._ray):
+                raise _NodeGone("a machine has left it")
+        raise DoorError(
+            f"the Ray cluster gave nothing for {self._block_wait_s:g} s",
+            remedy="Look at it with `ray status`; a new ingest goes on.",
+        )
 
     def _cancel(self, generator: Any) -> None:
         with contextlib.suppress(Exception):  # it is through, or its machine is gone
-            self._ray.cancel(generator, force=False)
+            self._ray.cancel(generator, force=True)
+
+
+def alive_nodes(ray: ModuleType) -> frozenset[str]:
+    """The machines of the cluster."""
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def _look_for(address: str) -> None:
