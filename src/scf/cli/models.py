@@ -102,7 +102,7 @@ def sample(context: Context, model: Path, **options: object) -> int:
     multiple=True,
     metavar="NAME",
     help="gaussian-field, ring, phi4, phi4-known-score, ginzburg-landau, mixture-8, mixture-64, "
-    "rotors, darcy, darcy-residual (default: these), phi4-32-0.26, phi4-32-0.2705 (minutes each).",
+    "rotors, darcy (default: these), phi4-32-0.26, phi4-32-0.2705 (minutes each).",
 )
 @click.option("--seconds", type=float, help="CPU seconds of training a system (default 45).")
 @click.option("--seed", type=int, help="Of records, training and measuring.")
