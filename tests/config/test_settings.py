@@ -57,3 +57,15 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, text: str, message: s
     with pytest.raises(UsageError, match=message) as caught:
         load_config(tmp_path, environment={})
     assert str(tmp_path / "scf.toml") in str(caught.value)
+
+
+def test_what_a_release_shows_names_no_host_account_or_path(tmp_path: Path) -> None:
+    """Sections are private until they are named public."""
+    (tmp_path / "scf.toml").write_text(
+        'root = "/the/drive"\n[ssh]\nhost = "box.example"\nhost_keys = ["ssh-ed25519 AAAA"]\n[release]\npush = ["s3://bucket/x"]\n'
+    )
+    shown = load_config(tmp_path, environment={}).public()
+
+    assert set(shown) == {"vault", "training", "daemon", "gate", "start", "run", "tune"}
+    for private in ("box.example", "bucket", "/the/drive", str(tmp_path)):
+        assert private not in repr(shown)

@@ -40,6 +40,8 @@ def test_two_weeks_leave_two_chained_releases(
     key = public_keys(works.home / "keys")
     for release in (first, second):
         assert verify_release(release, key["foundry"].to_pem()).problems == []
+        settings = json.loads((release / "config" / "foundry.json").read_text())
+        assert settings["daemon"]["min_fresh_fossils"] == 8  # the conductor hands them over
     about = json.loads((second / "RELEASE.json").read_text())
     assert about["kind"] == "no_promotion"
     assert about["carried_by"] == about["previous"]
