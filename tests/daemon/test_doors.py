@@ -81,6 +81,17 @@ def test_a_pod_of_yesterdays_settings_is_still_given_back(tmp_path: Path) -> Non
     assert opened == ["runpod"]
 
 
+def test_a_damaged_record_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "runpod_jobs"
+    folder.mkdir(parents=True)
+    (folder / "job-1.json").write_text("{")
+
+    found = doors(tmp_path, "")
+    found.resume()
+
+    assert found._left_open == ("runpod",)
+
+
 def test_peers_are_the_same_machine_at_another_address(tmp_path: Path) -> None:
     text = f'[ssh]\nhost = "a"\nuser = "me"\n{KEYS}\npeers = ["b:2222 ssh-ed25519 BBBB"]'
     (tmp_path / "scf.toml").write_text(text)

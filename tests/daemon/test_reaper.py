@@ -124,6 +124,16 @@ def test_the_reaper_ends_all_of_ours_under_the_emergency_lock(
     assert [pod.name for pod in provider.alive()] == ["somebody-elses"]
 
 
+def test_one_damaged_record_keeps_no_pod_alive(home: Path, provider: FakeRunpod) -> None:
+    """Its own pod is in no book then, and ends, too."""
+    rent(home, provider, lease_s=600)
+    rent(home, provider, name=f"{name_prefix(home)}late", lease_s=-1)
+    (home / "runpod" / "1.pod.json").write_text("{")
+
+    assert len(reap(home)) == 2
+    assert not provider.alive()
+
+
 def test_the_reaper_as_a_process_goes_on_when_the_provider_fails(
     home: Path, provider: FakeRunpod
 ) -> None:

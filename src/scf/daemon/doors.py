@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scf.config import FoundryConfig
 from scf.core.clock import Clock, SystemClock
-from scf.core.errors import DoorUnavailable, ScfError, UsageError
+from scf.core.errors import DoorUnavailable, InputError, ScfError, UsageError
 from scf.daemon.allowance import Allowance
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.local import WORKER, LocalDoor
@@ -139,12 +139,17 @@ def open_doors(
             runpod=access_of(config, clock, environment) if name == RUNPOD else None,
         )
 
-    left_open = tuple(
-        name
-        for name in (SSH, RUNPOD)
-        if (folder := config.home / f"{name}_jobs").is_dir() and RemoteJobs(folder).open_jobs()
-    )
+    left_open = tuple(name for name in (SSH, RUNPOD) if _has_open_jobs(config.home, name))
     return Doors(config.doors.order, open_one, clock, left_open)
+
+
+def _has_open_jobs(home: Path, name: str) -> bool:
+    """Whether something of a job may be left there; a record that cannot be read counts as one."""
+    folder = home / f"{name}_jobs"
+    try:
+        return folder.is_dir() and bool(RemoteJobs(folder).open_jobs())
+    except InputError:
+        return True
 
 
 def box_of(config: FoundryConfig) -> BoxAccess:

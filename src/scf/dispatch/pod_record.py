@@ -5,6 +5,7 @@ before the request leaves. Whoever finds an `intended` pod in the book looks for
 anything else. The book is a small `PodBook`: files in the home here, a database where one is given.
 """
 
+import logging
 import re
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 from scf.core.clock import parse_utc
 from scf.core.errors import InputError
 from scf.storage import durable
+
+_log = logging.getLogger(__name__)
 
 SCHEMA = "scf.pod/1"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -150,8 +153,14 @@ class PodFiles:
         durable.write_json(path, record.to_json(), mode=0o600)
 
     def all(self) -> list[PodRecord]:
-        paths = sorted(self._folder.glob("*.pod.json"))
-        return [PodRecord.from_json(durable.read_json(path)) for path in paths]
+        found = []
+        for path in sorted(self._folder.glob("*.pod.json")):
+            try:
+                found.append(PodRecord.from_json(durable.read_json(path)))
+            except InputError as error:
+                # One damaged file keeps no other pod from being ended; its own is in no book then.
+                _log.warning("%s: cannot be read: %s", path, error)
+        return found
 
     def put_away(self, job_id: str) -> None:
         path = self._folder / f"{job_id}.pod.json"
