@@ -366,7 +366,7 @@ def fit(
     Args:
         arrays: [N, *shape], or a dict of such arrays by field name; numpy or torch.
         seconds: Limit on training time (default: the preset's); calibration takes some more.
-        preset: `tiny` or `base`.
+        preset: `tiny`, `base` or `h100`.
         given: Names of the fields that are conditioned on, not modelled.
         units: Unit of each field by name. Fields of one unit share one noise scale.
         families: What belongs together (a trajectory, a station), one name a record, so that

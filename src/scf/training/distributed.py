@@ -8,7 +8,7 @@ Gradients are summed here, in one flat buffer, not by `DistributedDataParallel`.
 trained through `forward` of one module but through its derivatives, twice; DDP's hooks count on
 `forward` and fire per parameter, and second-order gradients are not promised to be synchronised
 (pytorch issue 63929, open). One buffer after the last microbatch is first-order, sums in one order
-and can be read in ten lines. What it gives up is sending while computing. (docs/LOG.md, training)
+and can be read in ten lines. What it gives up is sending while computing (docs/adr/0005).
 
 Two groups of connections: gloo on the CPU for words (stop, save, counts), NCCL for gradients on
 CUDA. Every wait has the limit `peer_limit_s`.
