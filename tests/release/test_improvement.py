@@ -42,13 +42,26 @@ def test_what_shares_no_family_has_no_gain() -> None:
 
 def test_the_answer_comes_first_and_claims_what_the_interval_shows() -> None:
     first = step(1)
-    better = improvement_text([first, step(2, over_frozen=gain(0.1), over_scratch=gain(0.05))])
+    better = improvement_text(
+        [first, step(2, over_frozen=gain(0.1), over_scratch=gain(0.05))], "ebdm_gen0002"
+    )
     assert "Yes: ebdm_gen0002 is better than ebdm_gen0001 by +0.1000 (0.0900 to 0.1100)" in better
     assert "and better than from nothing within the same budget by +0.0500" in better
-    unsure = improvement_text([first, step(2, over_frozen=gain(0.005))])
+    unsure = improvement_text([first, step(2, over_frozen=gain(0.005))], "ebdm_gen0002")
     assert "Not shown: ebdm_gen0002 against ebdm_gen0001 is +0.0050 (-0.0050 to 0.0150)." in unsure
-    assert "was not measured beside" in improvement_text([first, step(2)])
-    assert improvement_text([first]) == ""
+    assert "was not measured beside" in improvement_text([first, step(2)], "ebdm_gen0002")
+    assert improvement_text([first], "ebdm_gen0001") == ""
+
+
+def test_after_a_rollback_it_speaks_of_the_one_that_stands() -> None:
+    """Generation 3 was taken back: what it had gained is no answer."""
+    steps = [step(1), step(2, over_frozen=gain(0.1)), step(3, over_frozen=gain(0.2))]
+    assert "Yes: ebdm_gen0002 is better than ebdm_gen0001 by +0.1000" in improvement_text(
+        steps, "ebdm_gen0002"
+    )
+    again = improvement_text(steps, "ebdm_gen0001")
+    assert "No: ebdm_gen0001, the first, stands again" in again
+    assert "| ebdm_gen0003 |" in again
 
 
 def test_the_picture_says_its_numbers() -> None:

@@ -128,8 +128,8 @@ def paired(over: str, other: Loss | None, own: Loss | None) -> Gain | None:
     return Gain(over, mean, mean - half, mean + half, len(gains))
 
 
-def improvement_text(steps: Sequence[Step]) -> str:
-    """A section of the notes; empty before there is a second generation."""
+def improvement_text(steps: Sequence[Step], standing: str) -> str:
+    """A section of the notes about the model that stands; "" before there is a second one."""
     if len(steps) < 2:
         return ""
     rows = [
@@ -139,9 +139,9 @@ def improvement_text(steps: Sequence[Step]) -> str:
     ]
     return (
         "## Has the model improved?\n\n"
-        f"{_answer(steps)} Gains are differences of held-out loss, family by family, on the noise "
-        "and the fossils that no generation was trained on, with 95 % intervals; above 0 is "
-        "better. Frozen is "
+        f"{_answer(steps, standing)} Gains are differences of held-out loss, family by family, on "
+        "the noise and the fossils that no generation was trained on, with 95 % intervals; above 0 "
+        "is better. Frozen is "
         f"{steps[0].generation}, as if it had never been trained again. From nothing is the same "
         "plan and the training budget of that one run without a parent, where that was run; going "
         "on has had the budgets of the runs before as well.\n\n"
@@ -152,9 +152,12 @@ def improvement_text(steps: Sequence[Step]) -> str:
     )
 
 
-def _answer(steps: Sequence[Step]) -> str:
+def _answer(steps: Sequence[Step], standing: str) -> str:
     """The section's first sentence."""
-    last, first = steps[-1], steps[0]
+    first = steps[0]
+    if standing == first.generation:
+        return f"No: {standing}, the first, stands again; what came after it was rolled back."
+    last = next((step for step in steps if step.generation == standing), steps[-1])
     gain = last.over_frozen
     if gain is None:
         return f"{last.generation} was not measured beside {first.generation}."

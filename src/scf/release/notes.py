@@ -41,7 +41,7 @@ def release_notes(
         f"# {name}",
         _summary(contents, previous),
         _taken_back(contents),
-        improvement_text(contents.steps),
+        improvement_text(contents.steps, contents.generation.name),
         _model(contents, previous),
         _choice(contents),
         _data(contents, previous),
