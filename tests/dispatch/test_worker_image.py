@@ -18,7 +18,7 @@ import pytest
 from fakes.runpod.server import FakeRunpod
 from fakes.runpod.world import FakePod
 from scf.dispatch.follower import FollowSettings
-from scf.dispatch.job import ExitReason, JobSpec
+from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.storage.partitions import Folder
@@ -143,13 +143,20 @@ def test_a_job_runs_in_the_image_as_nobody_special(
         owns_client=True,
     )
     try:
-        door.submit(JobSpec("smoke-1", "smoke", 60.0, config={"seconds": 0.1}), {})
-        ended = wait_for(lambda: door.poll("smoke-1").exit, what="the job", limit_s=60)
+        door.submit(JobSpec("smoke-1", "smoke", 60.0, config={"seconds": 1.0}), {})
+        holders: set[str] = set()
+
+        def look() -> JobExit | None:
+            status = door.poll("smoke-1")
+            if status.placement.get("stage") == "running":
+                holders.update(_holders("rpa_POD_canary"))
+            return status.exit
+
+        ended = wait_for(look, what="the job", limit_s=60)
         assert ended.reason is ExitReason.COMPLETED, ended
         said = json.loads((door.collect("smoke-1") / "outputs" / "smoke.json").read_text())
         log = pods.logs[0].read_text()
         (pod,) = provider.all_pods
-        holders = _holders("rpa_POD_canary")
         wait_for(
             lambda: door.poll("smoke-1").placement["stage"] == "released", what="the pod's end"
         )
