@@ -208,7 +208,13 @@ def network_for(
     built_in = config.symmetries & {"translation", "sign"}
     if built_in and not is_periodic:
         raise BodyDoesNotFit(f"symmetry {config.symmetry!r} needs a periodic boundary")
-    levels = config.field_levels or levels_for(shape or ())
+    # The denoised field of a whole Gaussian brings the grid to each site: coarser grids then cost
+    # more than they give (phi^4 16x16, 26 CPU seconds: effective share 0.96 with one, 0.91 with
+    # two).
+    is_whole = data.moments.is_full or data.moments.waves is not None
+    levels = config.field_levels or (1 if is_whole else levels_for(shape or ()))
+    if like is not None and not config.field_levels:
+        levels = like.levels
     if any(length % 2 ** (levels - 1) for length in shape or ()):
         raise BodyDoesNotFit(
             f"a grid of {list(shape or ())} sites cannot be halved {levels - 1} times"

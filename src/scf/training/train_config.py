@@ -48,8 +48,9 @@ class TrainConfig:
             of one that is periodic.
         field_width: Features of a site in a lattice.
         field_depth: Its residual blocks, on each level.
-        field_levels: Grids it works on, each half as fine as the one before; 0 takes one below 16
-            sites a side and one more for each doubling.
+        field_levels: Grids it works on, each half as fine as the one before (a U-Net). 0 takes one,
+            and more only where the Gaussian is diagonal: then one below 16 sites a side and one
+            more for each doubling.
         symmetry: `none`, or of `translation`, `sign` and `rotation` with commas. The first two are
             built into a lattice and its Gaussian (sign brings translation along). `rotation` (turns
             and reflections of the grid), and `sign` with the mlp, are had by averaging over all
