@@ -28,3 +28,8 @@ def test_a_home_serves_one_drive(tmp_path: Path) -> None:
 
     with pytest.raises(OperatorError, match="belongs to drive"):
         initialise(tmp_path / "home", tmp_path / "other")
+
+
+def test_a_new_home_is_its_owners_alone(tmp_path: Path) -> None:
+    initialise(tmp_path / "home", tmp_path / "root")
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700

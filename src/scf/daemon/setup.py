@@ -38,7 +38,7 @@ def initialise(home: Path, root: Path) -> FoundryPlaces:
     is_new = not (home / CONFIG_NAME).exists()
     drive = Drive.scaffold(root)
     with durable.os_errors(home):
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _bind(home, drive)
     public = keys.create_keys(home / "keys")
     if is_new:
