@@ -24,6 +24,7 @@ NAMES: dict[str, str] = {
     "vault.shard_written": "the shard is durable, its manifest is not",
     "vault.manifest_written": "shard and manifest are durable, the journal line is not",
     "vault.journalled": "the journal names the shard, the index does not",
+    "keys.rotation_written": "the rotation is stated, the old key still signs",
     "runs.before_commit": "the transition is not recorded",
     "runs.after_commit": "the transition is recorded, its effect may be repeated",
     "pipeline.effect_done": "a stage's effect is done, its transition not recorded",
