@@ -12,6 +12,7 @@ import scf
 from scf.core.errors import UsageError
 from scf.models.frame import NonFiniteField, TooFewFossils, ZeroVariance
 from scf.models.record import LayoutMismatch
+from scf.training.api import SamplesNotFinite
 from scf.verification.reference_systems import GaussianField
 from support.gaussian_records import exact_energy, gaussian_points, solar_days
 
@@ -230,3 +231,12 @@ def test_progress_comes_in_lines() -> None:
     scf.fit(points, preset="tiny", max_steps=2, seconds=60, talk=told.append)
     assert told[0].startswith("step      1  loss ")
     assert not told[0].endswith("\n")
+
+
+def test_samples_that_are_no_numbers_are_an_error(points: scf.Model, monkeypatch) -> None:
+    """A sampler that lost its footing is named; no NaN is handed on as a record."""
+    monkeypatch.setattr(
+        points.energies, "sample", lambda given, **_: np.full((len(given), 2), np.nan)
+    )
+    with pytest.raises(SamplesNotFinite, match="3 of 3"):
+        points.sample(3)

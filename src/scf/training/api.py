@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scf.core.errors import UsageError
+from scf.core.errors import TrainingError, UsageError
 from scf.models.record import FieldLayout, Floats, LayoutMismatch, RecordLayout
 from scf.models.record_energy import RecordEnergy
 from scf.storage.partitions import Folder
@@ -51,6 +51,16 @@ _ROWS_AT_ONCE = 4096
 SAMPLERS = ("heun", "smc", "langevin")
 
 Records = Any  # an array or tensor [N, *shape], or a mapping of them by field name
+
+
+class SamplesNotFinite(TrainingError):
+    """A sampler gave NaN or an infinity: its steps are too long for this energy."""
+
+    def __init__(self, num: int, total: int) -> None:
+        super().__init__(
+            f"{num} of {total} samples are not finite",
+            remedy="Take more steps or another sampler; lower residual_weight if the model has one.",
+        )
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,7 @@ class Model:
         Raises:
             LayoutMismatch: A condition that is not a field of the model, or is shaped otherwise.
             UsageError: Numbers out of range, or an unknown sampler.
+            SamplesNotFinite: The sampler lost its footing; no number is put in place of a NaN.
         """
         if n < 1 or steps < 2 or langevin_steps < 0:
             raise UsageError("sample: n >= 1, steps >= 2 and langevin_steps >= 0 are needed")
@@ -214,6 +225,8 @@ class Model:
                 generator=generator,
                 langevin_steps=langevin_steps,
             )
+        if not np.isfinite(x_ND).all():
+            raise SamplesNotFinite(int((~np.isfinite(x_ND).all(axis=1)).sum()), n)
         arrays: dict[str, Any] = dict(self.layout.unpack(x_ND))
         if is_drawn or sampler == "smc":
             arrays |= self.layout.unpack(given_NK, given=True)
