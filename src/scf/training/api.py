@@ -59,7 +59,7 @@ class SamplesNotFinite(TrainingError):
     def __init__(self, num: int, total: int) -> None:
         super().__init__(
             f"{num} of {total} samples are not finite",
-            remedy="Take more steps or another sampler; lower residual_weight if the model has one.",
+            remedy="Take more steps or another sampler, or train with a lower residual_weight.",
         )
 
 
