@@ -62,9 +62,10 @@ def situation(shelves: Shelves, prefix: JournalPrefix, store: RunStore) -> Situa
         MissingTool: Settings are to be proposed, and Optuna is not installed.
     """
     config, champion = shelves.config, shelves.champion()
+    start = shelves.start_of(champion)
     parent = (
-        {"generation": champion.name, "checkpoint_digest": champion.checkpoint_digest}
-        if champion is not None and shelves.can_go_on_from(champion)
+        {"generation": start.name, "checkpoint_digest": start.checkpoint_digest}
+        if start is not None
         else None
     )
     intent: dict[str, Any] = {

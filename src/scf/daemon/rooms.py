@@ -100,7 +100,21 @@ class Shelves:
         assert isinstance(plan, dict), f"{generation.path / 'plan.json'} is not an object"
         return plan
 
-    def can_go_on_from(self, generation: "Generation") -> bool:
+    def start_of(self, champion: "Generation | None") -> "Generation | None":
+        """Whose weights a new run begins with; None is random ones.
+
+        The champion's; if it learned from fossils that were taken back, those of the latest sound
+        generation, since who goes on from such weights has learned from them, too.
+        """
+        from scf.zoo.taint import propose, read_taints
+
+        zoo = self.zoo()
+        proposal = propose(zoo, read_taints(zoo.folder))
+        if proposal is not None:
+            champion = zoo.generation(proposal.target) if proposal.target is not None else None
+        return champion if champion is not None and self._can_go_on_from(champion) else None
+
+    def _can_go_on_from(self, generation: "Generation") -> bool:
         """Whether training with the present settings can begin from these weights."""
         config = durable.read_json(generation.checkpoint / "config.json")
         made_with = config.get("training", config) if isinstance(config, dict) else {}
@@ -172,9 +186,15 @@ class Rooms(Shelves):
         plan: Mapping[str, Any],
         proof: str,
     ) -> "Generation":
-        """Make the run a generation and the champion; once for each run."""
-        signer = self.signer("foundry")
-        return self.zoo().promote(
+        """Make the run a generation and the champion; once for each run.
+
+        What it learned from may have been taken back since its plan was made: that is marked.
+        """
+        from scf.vault.journal import Vault
+        from scf.zoo.taint import mark_tainted
+
+        zoo, signer = self.zoo(), self.signer("foundry")
+        generation = zoo.promote(
             run_id=run_id,
             checkpoint=checkpoint,
             report_folder=report_folder,
@@ -182,6 +202,9 @@ class Rooms(Shelves):
             proof=self.drive.folder("zk_proofs").path / proof,
             keys=[signer.public_key],
         )
+        with Vault.open(self.drive, self.config.home) as vault:
+            mark_tainted(zoo, vault, self.clock, among=[generation])
+        return generation
 
     def anchor(self) -> Path | None:
         """The anchor set, frozen now if a first generation has just been promoted; None before."""

@@ -8,7 +8,7 @@ that is sound is proposed, and the operator accepts (`scf zoo rollback --propose
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ class Proposal:
         why = f"{self.generation} learned{how} from {fossils} taken back since"
         if self.target is None:
             return (
-                f"{why}; there is no earlier sound generation to go back to: the next run without "
-                "them (`scf run-now`) will have to replace it"
+                f"{why}; there is no earlier sound generation to go back to: the next run, "
+                "which begins from random weights (`scf run-now`), will have to replace it"
             )
         return f"{why}: a rollback to {self.target} is proposed (`scf zoo rollback --proposed`)"
 
@@ -98,10 +98,17 @@ def find_taints(generations: Iterable[Generation], vault: Vault, *, at: str) -> 
     ]
 
 
-def mark_tainted(zoo: Zoo, vault: Vault, clock: Clock) -> list[Taint]:
-    """Note in the log what is not noted yet; returns that. Twice is once."""
+def mark_tainted(
+    zoo: Zoo, vault: Vault, clock: Clock, *, among: Sequence[Generation] | None = None
+) -> list[Taint]:
+    """Note in the log what is not noted yet; returns that. Twice is once.
+
+    `among` are the generations to look at (default: all of the zoo).
+    """
     known = {(taint.generation, taint.cid) for taint in read_taints(zoo.folder)}
-    found = find_taints(zoo.generations(), vault, at=utc_text(clock.now()))
+    found = find_taints(
+        zoo.generations() if among is None else among, vault, at=utc_text(clock.now())
+    )
     fresh = [taint for taint in found if (taint.generation, taint.cid) not in known]
     for taint in fresh:
         _append(zoo.folder, taint)
