@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from scf.core.clock import SystemClock
 from scf.daemon.rooms import Shelves
 from scf.fertilization.batch_plan import TRAIN, BatchPlan, plan_fossils
@@ -42,7 +44,7 @@ def test_nobody_goes_on_from_weights_that_learned_from_what_was_taken_back(tmp_p
 
 
 def test_a_fossil_taken_back_while_a_run_is_under_way_marks_what_comes_of_it(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     works = Works(tmp_path, {"auto_release": False, "settle_s": 0.0})
     works.drop("a.ndjson", range(120))
@@ -59,3 +61,8 @@ def test_a_fossil_taken_back_while_a_run_is_under_way_marks_what_comes_of_it(
     assert works.generations() == ["ebdm_gen0001"]
     shelves = Shelves(works.config, Drive.open(works.root), SystemClock())
     assert shelves.start_of(shelves.champion()) is None
+    capsys.readouterr()
+    assert works.cli("audit", "check") == 0
+    logged = capsys.readouterr().out
+    assert "zoo.tainted" in logged
+    assert "zoo.rollback_proposed" in logged

@@ -350,20 +350,8 @@ def _mark_zoo(context: Context, vault: "Vault", audit: "AuditLog") -> "Proposal 
     from scf.zoo.taint import mark_tainted, propose, read_taints
 
     zoo = Zoo.open(context.drive.folder("model_zoo"))
-    marked = mark_tainted(zoo, vault, SystemClock())
-    for taint in marked:
-        about = {"cid": taint.cid, "split": taint.split, "reason": taint.reason}
-        key = f"zoo.tainted/{taint.generation}/{taint.cid}"
-        audit.append("zoo.tainted", taint.generation, about, key=key)
-    proposal = propose(zoo, read_taints(zoo.folder))
-    if proposal is not None and marked:
-        audit.append(
-            "zoo.rollback_proposed",
-            proposal.generation,
-            {"target": proposal.target, "cids": list(proposal.cids)[:100]},
-            key=f"zoo.rollback_proposed/{proposal.generation}/{len(proposal.cids)}",
-        )
-    return proposal
+    mark_tainted(zoo, vault, SystemClock(), audit=audit)
+    return propose(zoo, read_taints(zoo.folder))
 
 
 def _cluster(address: str) -> "RayCluster":

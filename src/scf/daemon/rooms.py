@@ -203,7 +203,7 @@ class Rooms(Shelves):
             keys=[signer.public_key],
         )
         with Vault.open(self.drive, self.config.home) as vault:
-            mark_tainted(zoo, vault, self.clock, among=[generation])
+            mark_tainted(zoo, vault, self.clock, audit=self.audit, among=[generation])
         return generation
 
     def anchor(self) -> Path | None:

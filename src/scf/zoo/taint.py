@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scf.audit.log import AuditLog
 from scf.core.canonical import parse_json
 from scf.core.clock import Clock, utc_text
 from scf.core.errors import InputError, NothingToDo, UsageError
@@ -99,19 +100,36 @@ def find_taints(generations: Iterable[Generation], vault: Vault, *, at: str) -> 
 
 
 def mark_tainted(
-    zoo: Zoo, vault: Vault, clock: Clock, *, among: Sequence[Generation] | None = None
+    zoo: Zoo,
+    vault: Vault,
+    clock: Clock,
+    *,
+    audit: AuditLog | None = None,
+    among: Sequence[Generation] | None = None,
 ) -> list[Taint]:
     """Note in the log what is not noted yet; returns that. Twice is once.
 
-    `among` are the generations to look at (default: all of the zoo).
+    `audit` hears of each before it is noted, and then of the rollback that this suggests; `among`
+    are the generations to look at (default: all of the zoo).
     """
     known = {(taint.generation, taint.cid) for taint in read_taints(zoo.folder)}
-    found = find_taints(
-        zoo.generations() if among is None else among, vault, at=utc_text(clock.now())
-    )
+    generations = zoo.generations() if among is None else among
+    found = find_taints(generations, vault, at=utc_text(clock.now()))
     fresh = [taint for taint in found if (taint.generation, taint.cid) not in known]
     for taint in fresh:
+        if audit is not None:
+            about = {"cid": taint.cid, "split": taint.split, "reason": taint.reason}
+            key = f"zoo.tainted/{taint.generation}/{taint.cid}"
+            audit.append("zoo.tainted", taint.generation, about, key=key)
         _append(zoo.folder, taint)
+    proposal = propose(zoo, read_taints(zoo.folder)) if fresh and audit is not None else None
+    if audit is not None and proposal is not None:
+        audit.append(
+            "zoo.rollback_proposed",
+            proposal.generation,
+            {"target": proposal.target, "cids": list(proposal.cids)[:100]},
+            key=f"zoo.rollback_proposed/{proposal.generation}/{len(proposal.cids)}",
+        )
     return fresh
 
 
