@@ -88,6 +88,7 @@ def of_all_kinds(tmp_path: Path):
     return lambda: read_records(source)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the reader's own
 def test_webdataset_is_read_by_its_own_library(of_all_kinds, tmp_path: Path) -> None:
     wds = pytest.importorskip("webdataset", reason="webdataset is not installed")
     export_fossils(of_all_kinds, tmp_path / "wds", "webdataset")
