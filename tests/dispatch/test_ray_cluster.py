@@ -17,6 +17,7 @@ from scf.core.errors import MissingTool, UsageError
 from scf.daemon.setup import FoundryPlaces, initialise
 from support.fossils import fossil_line, write_fossils
 from support.processes import python_env
+from support.waiting import wait_for
 
 START_S, STOP_S, RUN_S = 120, 60, 180
 NODES = Path(__file__).parents[1] / "support" / "ray_nodes.py"
@@ -39,8 +40,8 @@ def test_the_address_of_a_client_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of two nodes; they are gone afterwards, whatever happens."""
+def nodes() -> Iterator[tuple[str, int]]:
+    """Address and head raylet of two nodes; they are gone afterwards, whatever happens."""
     pytest.importorskip("ray", reason="the extra [ray] is not installed")
     nodes = subprocess.Popen(
         [sys.executable, str(NODES)],
@@ -55,9 +56,9 @@ def cluster() -> Iterator[str]:
     assert nodes.stdout is not None
     try:
         ready, _, _ = select.select([nodes.stdout], [], [], START_S)
-        address = nodes.stdout.readline().strip() if ready else ""
+        address, _, raylet = nodes.stdout.readline().strip().partition(" ") if ready else ("",) * 3
         assert address, f"two Ray nodes did not start within {START_S} s"
-        yield address
+        yield address, int(raylet)
     finally:
         nodes.stdin.close()
         try:
@@ -66,6 +67,12 @@ def cluster() -> Iterator[str]:
             os.killpg(nodes.pid, signal.SIGKILL)
             nodes.wait(STOP_S)
         nodes.stdout.close()
+
+
+@pytest.fixture
+def cluster(nodes: tuple[str, int]) -> str:
+    """The address of two nodes."""
+    return nodes[0]
 
 
 def scf(places: FoundryPlaces, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -82,6 +89,11 @@ def scf(places: FoundryPlaces, *arguments: object) -> subprocess.CompletedProces
 def shards(places: FoundryPlaces) -> dict[str, bytes]:
     vault = places.root / "fossil_vault"
     return {p.relative_to(vault).as_posix(): p.read_bytes() for p in vault.rglob("*.ndjson")}
+
+
+def num_committed(places: FoundryPlaces) -> int:
+    journal = places.root / "fossil_vault" / "journal.log"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 @pytest.mark.e2e
@@ -218,3 +230,51 @@ def test_when_a_machine_dies_its_work_is_done_again_and_nothing_comes_twice() ->
         out, err = child.communicate(timeout=STOP_S)
 
     assert "True 1" in out, err[-3000:]
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_when_the_node_of_this_machine_dies_ingest_says_so_and_a_new_one_goes_on(
+    nodes: tuple[str, int], foundry: FoundryPlaces, tmp_path: Path
+) -> None:
+    """Ray ends its driver with exit code 0, or leaves it waiting. The last test of these nodes."""
+    address, raylet = nodes
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        values = rng.standard_normal((400, 16, 16)).astype(np.float32)
+        np.savez(folder / f"g{number:02}.npz", u=values)
+    other = initialise(tmp_path / "home2", tmp_path / "drive2")
+    for places in (foundry, other):
+        settings = places.home / "scf.toml"
+        text = settings.read_text().replace("# shard_bytes = 256000000", "shard_bytes = 1000000")
+        settings.write_text(text)
+    alone = json.loads(scf(other, "ingest", folder, "--json").stdout)
+
+    where = ["--home", str(foundry.home), "--root", str(foundry.root)]
+    ingest = subprocess.Popen(
+        [sys.executable, "-m", "scf.cli.main", "ingest", folder, "--ray", address, *where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=python_env(),
+        text=True,
+    )
+    try:
+        wait_for(lambda: num_committed(foundry), what="a first shard", limit_s=RUN_S)
+        (driver,) = Path(f"/proc/{ingest.pid}/task/{ingest.pid}/children").read_text().split()
+        os.kill(raylet, signal.SIGKILL)
+        out, err = ingest.communicate(timeout=RUN_S)
+    finally:
+        ingest.kill()
+        ingest.wait(STOP_S)
+
+    assert (ingest.returncode, out) == (8, ""), err
+    assert "Ray has failed in the middle" in err
+    assert "what is committed is kept" in err
+    assert not Path(f"/proc/{driver}").exists()
+    assert 0 < num_committed(foundry) < num_committed(other)
+    again = json.loads(scf(foundry, "ingest", folder, "--json").stdout)
+    assert again["duplicates"] > 0
+    assert again["accepted"] + again["duplicates"] == alone["accepted"] == 30 * 400
+    assert again["fossils_root"] == alone["fossils_root"]

@@ -1,6 +1,7 @@
 """Two Ray nodes on this machine, for as long as standard input stays open.
 
-Prints the address of the cluster. Run as a process of its own: ray leaves threads behind.
+Prints the address of the cluster, and the process id of the head's raylet, which a driver on this
+machine takes. Run as a process of its own: ray leaves threads behind.
 """
 
 import os
@@ -24,7 +25,8 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
         try:
             cluster.add_node(**node)
-            sys.stdout.write(f"{cluster.address}\n")
+            raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+            sys.stdout.write(f"{cluster.address} {raylet}\n")
             sys.stdout.flush()
             sys.stdin.read()
         finally:

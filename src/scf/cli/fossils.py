@@ -14,7 +14,7 @@ from scf.core.errors import InputError, NothingToDo, UsageError
 
 if TYPE_CHECKING:
     from scf.audit.log import AuditLog
-    from scf.dispatch.ray_cluster import RayCluster
+    from scf.dispatch.ray_machines import RayMachines
     from scf.fertilization.batch_plan import BatchPlan
     from scf.fertilization.primordial_soup import IngestProgress
     from scf.fertilization.taint import Use
@@ -354,10 +354,10 @@ def _mark_zoo(context: Context, vault: "Vault", audit: "AuditLog") -> "Proposal 
     return propose(zoo, read_taints(zoo.folder))
 
 
-def _cluster(address: str) -> "RayCluster":
-    from scf.dispatch.ray_cluster import RayCluster
+def _cluster(address: str) -> "RayMachines":
+    from scf.dispatch.ray_machines import RayMachines
 
-    return RayCluster(address)
+    return RayMachines(address)
 
 
 def _open_vault(context: Context, *, to_write: bool) -> "Vault":

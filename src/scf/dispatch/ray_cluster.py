@@ -7,7 +7,8 @@ without being told otherwise at each step, and needs pandas and pyarrow for it. 
 back pressure. A task whose machine died is started anew, and what it gave before is passed over.
 
 Nothing but this file imports ray (contract "Only doors call out"). Usage reports are off, and no
-dashboard is asked for.
+dashboard is asked for. A process that imports it may be ended by Ray, with exit code 0, when the
+Ray node of its machine dies: `ray_machines` has it in a child.
 """
 
 import contextlib
@@ -56,13 +57,20 @@ class RayCluster:
     Args:
         address: `HOST:PORT` of its head, or `auto` for the one that this machine runs.
         block_wait_s: Longest wait for a worker.
+        on_look: Called every few seconds while we wait for one.
 
     Raises:
         MissingTool: ray is not installed.
         DoorUnavailable: No cluster answers there.
     """
 
-    def __init__(self, address: str, *, block_wait_s: float = _BLOCK_WAIT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        block_wait_s: float = _BLOCK_WAIT_S,
+        on_look: Callable[[], None] = lambda: None,
+    ) -> None:
         if "://" in address:
             raise UsageError(
                 f"--ray {address}: the address of a cluster is HOST:PORT or auto",
@@ -70,6 +78,7 @@ class RayCluster:
             )
         self._ray = _ray()
         self._block_wait_s = block_wait_s
+        self._on_look = on_look
         try:
             _look_for(address)  # ray itself knocks for minutes, then ends the process
             self._ray.init(
@@ -183,6 +192,7 @@ class RayCluster:
         deadline = time.monotonic() + self._block_wait_s
         while time.monotonic() < deadline:
             yield
+            self._on_look()
             if task.nodes - alive_nodes(self._ray):
                 raise _NodeGone("a machine has left it")
         raise DoorError(
@@ -208,8 +218,10 @@ def _look_for(address: str) -> None:
 
 
 def _ray() -> ModuleType:
-    # Ray phones home unless told not to, and looks at this when it is imported.
+    # Ray phones home unless told not to, and starts a cluster of its own when it is asked for
+    # something after ours has gone. It looks at these when it is imported.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
     except ImportError as error:

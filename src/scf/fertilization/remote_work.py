@@ -37,7 +37,7 @@ Call = tuple[str, str, int, str, dict[str, Any], int, int]
 
 
 class Machines(Protocol):
-    """Something that runs a function on other machines. `dispatch.ray_cluster` is one."""
+    """Something that runs a function on other machines. `dispatch.ray_machines` is one."""
 
     def stream(
         self, work: Callable[..., Iterator[bytes]], calls: Sequence[Call]
