@@ -30,7 +30,7 @@ def main() -> int:
     if todo.get("link"):
         Path("outputs/link").symlink_to("/etc/passwd")
     if "say" in todo:
-        sys.stderr.write(todo["say"] + "\n")
+        sys.stderr.write(todo["say"] * todo.get("say_times", 1) + "\n")
     if "note" in todo:
         with Path("progress.ndjson").open("a") as notes:
             notes.write(json.dumps(todo["note"]) + "\n")
