@@ -9,13 +9,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scf.core.errors import MissingTool
 from scf.models.record import FieldLayout, Floats
 from scf.models.record_energy import RecordEnergy
 from scf.verification.denoising import HeldOut
+from scf.verification.plotting import INK, REAL, SAMPLED, pyplot
 
-_REAL, _SAMPLED, _CORRUPTED = "#0072B2", "#E69F00", ("#D55E00", "#CC79A7", "#999999")
-_INK, _FAINT = "#222222", "#DDDDDD"
+_CORRUPTED, _FAINT = ("#D55E00", "#CC79A7", "#999999"), "#DDDDDD"
 _EXAMPLES = 3
 _PANELS_MAX = 8
 
@@ -36,28 +35,15 @@ def draw_report(
     Raises:
         MissingTool: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingTool(
-            "pictures need matplotlib, which is not installed",
-            remedy="Install the extra: `pip install 'scf[train]'`.",
-        ) from error
     style: Any = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _INK,
+        "axes.edgecolor": INK,
         "axes.titlesize": 9.5,
         "axes.titlelocation": "left",
         "axes.linewidth": 0.8,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
     }
-    with mpl.rc_context(style):
+    with pyplot(style) as plt:
         panels = _panels(energy)
         columns = min(4, max(2, len(panels)))
         rows = -(-len(panels) // columns)
@@ -100,7 +86,7 @@ def draw_report(
             f"{baseline['mean']:.3f}",
             ha="left",
             va="top",
-            color=_INK,
+            color=INK,
         )
         figure.savefig(file, format="png")
         plt.close(figure)
@@ -113,32 +99,32 @@ def _panels(energy: RecordEnergy) -> list[FieldLayout]:
 def _draw_field(axes: Any, field: FieldLayout, real: Floats, sampled: Floats) -> None:
     """One field: a band over time where it is a series, else distributions or a scatter."""
     unit = f" [{field.unit}]" if field.unit else ""
-    axes.set_title(f"{field.name}{unit}", color=_INK)
+    axes.set_title(f"{field.name}{unit}", color=INK)
     if field.size == 1:
         edges = np.histogram_bin_edges(np.concatenate([real[:, 0], sampled[:, 0]]), 40)
-        axes.hist(real[:, 0], edges, density=True, color=_REAL, alpha=0.35, label="real")
+        axes.hist(real[:, 0], edges, density=True, color=REAL, alpha=0.35, label="real")
         axes.hist(
-            sampled[:, 0], edges, density=True, histtype="step", color=_SAMPLED, lw=1.6,
+            sampled[:, 0], edges, density=True, histtype="step", color=SAMPLED, lw=1.6,
             label="sampled",
         )  # fmt: skip
         axes.set_yticks([])
         return
     if field.size == 2:
         kept = min(len(real), len(sampled))
-        for values, colour, label in ((real, _REAL, "real"), (sampled, _SAMPLED, "sampled")):
+        for values, colour, label in ((real, REAL, "real"), (sampled, SAMPLED, "sampled")):
             axes.plot(values[:kept, 0], values[:kept, 1], ".", ms=2.5, alpha=0.6, color=colour,
                       label=label)  # fmt: skip
         return
     place = np.arange(field.size)
     low, middle, high = np.quantile(real, [0.05, 0.5, 0.95], axis=0)
-    axes.fill_between(place, low, high, color=_REAL, alpha=0.16, lw=0, label="real, 90 %")
-    axes.plot(place, middle, color=_REAL, lw=1.8, label="real, median")
+    axes.fill_between(place, low, high, color=REAL, alpha=0.16, lw=0, label="real, 90 %")
+    axes.plot(place, middle, color=REAL, lw=1.8, label="real, median")
     low, middle, high = np.quantile(sampled, [0.05, 0.5, 0.95], axis=0)
-    axes.plot(place, middle, color=_SAMPLED, lw=1.8, label="sampled, median")
-    axes.plot(place, low, color=_SAMPLED, lw=0.9, ls=(0, (4, 2)), label="sampled, 90 %")
-    axes.plot(place, high, color=_SAMPLED, lw=0.9, ls=(0, (4, 2)))
+    axes.plot(place, middle, color=SAMPLED, lw=1.8, label="sampled, median")
+    axes.plot(place, low, color=SAMPLED, lw=0.9, ls=(0, (4, 2)), label="sampled, 90 %")
+    axes.plot(place, high, color=SAMPLED, lw=0.9, ls=(0, (4, 2)))
     for row in np.linspace(0, len(sampled) - 1, _EXAMPLES + 2).astype(int)[1:-1]:
-        axes.plot(place, sampled[row], color=_SAMPLED, lw=0.8, alpha=0.55)
+        axes.plot(place, sampled[row], color=SAMPLED, lw=0.8, alpha=0.55)
     axes.set_xlim(0, field.size - 1)
     if field.size == 24:
         axes.set_xticks([0, 6, 12, 18, 23], ["0", "6", "12", "18", "23 h"])
@@ -169,8 +155,8 @@ def _draw_energies(axes: Any, energies: Mapping[str, Floats], report: Mapping[st
     if not np.isfinite(everything).all():
         return
     edges = np.linspace(float(everything.min()), float(everything.max()) + 1e-6, 80)
-    axes.hist(parts["real"], edges, density=True, color=_REAL, alpha=0.4, label="real")
-    for name, colour in (("sampled", _SAMPLED), *zip(spoiled, _CORRUPTED, strict=False)):
+    axes.hist(parts["real"], edges, density=True, color=REAL, alpha=0.4, label="real")
+    for name, colour in (("sampled", SAMPLED), *zip(spoiled, _CORRUPTED, strict=False)):
         axes.hist(
             parts[name],
             edges,
@@ -202,11 +188,11 @@ def _draw_aurocs(axes: Any, aurocs: Mapping[str, float]) -> None:
     for name in names:
         axes.text(
             0.505, name, name.replace("_", " ").replace("radiation channel ", ""), fontsize=7.5,
-            va="bottom", ha="left", color=_INK, transform=axes.transData,
+            va="bottom", ha="left", color=INK, transform=axes.transData,
         )  # fmt: skip
         axes.annotate(
             f"{aurocs[name]:.3f}", (max(aurocs[name], 0.5), name), (0, -5),
-            textcoords="offset points", ha="center", va="top", fontsize=7.5, color=_INK,
+            textcoords="offset points", ha="center", va="top", fontsize=7.5, color=INK,
         )  # fmt: skip
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

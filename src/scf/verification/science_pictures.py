@@ -5,11 +5,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scf.core.errors import MissingTool
+from scf.verification.plotting import INK, REAL, SAMPLED, pyplot
 from scf.verification.reference_systems import Array
 from scf.verification.science_figures import Measured
 
-_REAL, _SAMPLED, _INK = "#0072B2", "#E69F00", "#222222"
 _SHOWN = 0.1
 
 
@@ -19,20 +18,9 @@ def draw_science(file: BinaryIO, title: str, measured: Measured) -> None:
     Raises:
         MissingTool: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingTool(
-            "pictures need matplotlib, which is not installed",
-            remedy="Install the extra: `pip install 'scf[train]'`.",
-        ) from error
-    style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
+    with pyplot() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), dpi=130)
-        figure.suptitle(title, x=0.04, ha="left", fontsize=12, weight="bold", color=_INK)
+        figure.suptitle(title, x=0.04, ha="left", fontsize=12, weight="bold", color=INK)
         if not measured.levels:
             _draw_fields((left, middle), measured)
             _draw_records(right, measured.fresh, measured.sampled)
@@ -42,7 +30,7 @@ def draw_science(file: BinaryIO, title: str, measured: Measured) -> None:
         level = min(measured.levels, key=lambda found: abs(found.level - _SHOWN))
         ends = [float(level.true_N.min()), float(level.true_N.max())]
         left.plot(ends, ends, color="#999999", lw=1, zorder=0)
-        left.plot(level.true_N, level.found_N, ".", ms=3, color=_REAL, alpha=0.6)
+        left.plot(level.true_N, level.found_N, ".", ms=3, color=REAL, alpha=0.6)
         left.set_xlabel(f"true energy, sigma {level.level:g} [nats]")
         left.set_ylabel("model's energy [nats]")
         _draw_errors(middle, measured.figures)
@@ -69,8 +57,8 @@ def _draw_fields(panels: tuple[Any, Any], measured: Measured) -> None:
 
 def _draw_errors(axes: Any, figures: Mapping[str, float]) -> None:
     for name, colour, label in (
-        ("score_error", _REAL, "score, relative"),
-        ("energy_mae", _SAMPLED, "energy, mean absolute [nats]"),
+        ("score_error", REAL, "score, relative"),
+        ("energy_mae", SAMPLED, "energy, mean absolute [nats]"),
     ):
         found = {
             float(key.partition("@")[2]): value
@@ -86,11 +74,11 @@ def _draw_errors(axes: Any, figures: Mapping[str, float]) -> None:
 def _draw_records(axes: Any, fresh: Array, sampled: Array) -> None:
     """Points in a plane, or the mean power of each wave of a field."""
     if fresh.shape[1:] == (2,):
-        for values, colour, label in ((fresh, _REAL, "true"), (sampled, _SAMPLED, "sampled")):
+        for values, colour, label in ((fresh, REAL, "true"), (sampled, SAMPLED, "sampled")):
             axes.plot(values[:, 0], values[:, 1], ".", ms=2, color=colour, alpha=0.6, label=label)
         axes.set_aspect("equal")
     else:
-        for values, colour, label in ((fresh, _REAL, "true"), (sampled, _SAMPLED, "sampled")):
+        for values, colour, label in ((fresh, REAL, "true"), (sampled, SAMPLED, "sampled")):
             modes = np.fft.fft(values, axis=-1, norm="ortho")
             power = (np.abs(modes) ** 2).mean(axis=tuple(range(values.ndim - 1)))
             axes.semilogy(power[: len(power) // 2 + 1], "o-", color=colour, label=label)
