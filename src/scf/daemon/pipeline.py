@@ -199,16 +199,17 @@ def submit(run: Run, bench: Bench) -> Step:
     """PLANNED: start the training job, or find the one that was started."""
     under_way = _open_one(run, TRAIN, bench)
     # Weighed anew for each try: a door may have come back, or have refused the last one.
-    name = under_way.door if under_way is not None else _choose_door(run, bench).door
-    if name is None:
-        return Retry(_choose_door(run, bench).reason, counts=False)
+    if under_way is not None:
+        name = under_way.door
+    else:
+        choice = _choose_door(run, bench)
+        if choice.door is None:
+            return Retry(choice.reason, counts=False)
+        name = choice.door
     busy = _busy_with(run, TRAIN, bench, name)
     if busy is not None:
         return Wait(f"the door {name} is taken by {busy}")
-    files = {
-        "plan.json": canonical_json(bench.store.plan(run.run_id)),
-        "train_config.json": canonical_json(run.intent["config"]),
-    }
+    files = _training_files(run, bench)
     folders = {}
     if run.facts.get("parent"):
         parent = bench.rooms.zoo().generation(run.facts["parent"]["generation"])
@@ -245,20 +246,14 @@ def watch(run: Run, bench: Bench) -> Step:
     ended = _ended(attempt, status, bench)
     if ended is None:
         return Wait("training", attempt.attempt_id)
+    ended = _collected(attempt, ended, bench)
     if ended.reason is ExitReason.COMPLETED:
-        try:
-            _door_of(attempt, bench).collect(attempt.attempt_id)
-        except BundleMismatch as error:
-            ended = dataclasses.replace(
-                ended, reason=ExitReason.WORKER_ERROR, detail=f"not collected: {error}"
-            )
-        else:
-            return Move(
-                State.RETURNED,
-                "the checkpoint is here",
-                facts={"train_attempt": attempt.attempt_id},
-                ends=_receipt(attempt, ended, status, bench),
-            )
+        return Move(
+            State.RETURNED,
+            "the checkpoint is here",
+            facts={"train_attempt": attempt.attempt_id},
+            ends=_receipt(attempt, ended, status, bench),
+        )
     return Move(
         State.LOST,
         f"{ended.reason}: {ended.detail}" if ended.detail else str(ended.reason),
@@ -398,10 +393,7 @@ def _train_control(run: Run, bench: Bench) -> Step | None:
     attempts = bench.store.attempts(run.run_id, CONTROL)
     if attempts and not attempts[-1].is_open:
         return None
-    files = {
-        "plan.json": canonical_json(bench.store.plan(run.run_id)),
-        "train_config.json": canonical_json(run.intent["config"]),
-    }
+    files = _training_files(run, bench)
     name = str(run.facts.get("door", LOCAL))
     busy = _busy_with(run, CONTROL, bench, name)
     if busy is not None:
@@ -415,14 +407,28 @@ def _train_control(run: Run, bench: Bench) -> Step | None:
     ended = _ended(attempt, status, bench)
     if ended is None:
         return Wait("training the control", attempt.attempt_id)
-    if ended.reason is ExitReason.COMPLETED:
-        try:
-            door.collect(attempt.attempt_id)
-        except BundleMismatch as error:
-            detail = f"not collected: {error}"
-            ended = dataclasses.replace(ended, reason=ExitReason.WORKER_ERROR, detail=detail)
+    ended = _collected(attempt, ended, bench)
     end = _receipt(attempt, ended, status, bench)
     return Retry(f"the control has ended: {ended.reason}", counts=False, waits=False, ends=end)
+
+
+def _training_files(run: Run, bench: Bench) -> dict[str, bytes]:
+    """What a training job is given beside fossils and weights."""
+    return {
+        "plan.json": canonical_json(bench.store.plan(run.run_id)),
+        "train_config.json": canonical_json(run.intent["config"]),
+    }
+
+
+def _collected(attempt: Attempt, ended: JobExit, bench: Bench) -> JobExit:
+    """Take a completed job's outputs in; how it ended once they were looked at."""
+    if ended.reason is ExitReason.COMPLETED:
+        try:
+            _door_of(attempt, bench).collect(attempt.attempt_id)
+        except BundleMismatch as error:
+            detail = f"not collected: {error}"
+            return dataclasses.replace(ended, reason=ExitReason.WORKER_ERROR, detail=detail)
+    return ended
 
 
 def _control(run: Run, bench: Bench) -> Path | None:
