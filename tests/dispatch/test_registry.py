@@ -9,11 +9,12 @@ import pytest
 from fakes.runpod.server import FakeRunpod
 from scf.core.errors import MissingTool, UsageError
 from scf.dispatch.registry import NAMES, RunpodAccess, open_door
+from scf.dispatch.rental import RunpodSettings
 from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
 
 BOX = SshBox(name="box", host="localhost", user="me", host_keys=("ssh-ed25519 AAAA",))
-ACCESS = RunpodAccess(key="rpa_CANARY", image="worker@sha256:0")
+ACCESS = RunpodAccess(key="rpa_CANARY", rental=RunpodSettings(image="worker@sha256:0"))
 
 
 @pytest.fixture
@@ -64,7 +65,10 @@ def test_the_addresses_are_the_callers(places: tuple[Folder, Path]) -> None:
     """`SCF_RUNPOD_REST` and `SCF_RUNPOD_GRAPHQL` come in as values."""
     with FakeRunpod(key="rpa_CANARY") as provider:
         access = RunpodAccess(
-            key="rpa_CANARY", image="x@sha256:0", rest=provider.rest, graphql=provider.graphql
+            key="rpa_CANARY",
+            rental=RunpodSettings(image="x@sha256:0"),
+            rest=provider.rest,
+            graphql=provider.graphql,
         )
         door = open_door("runpod", *places, runpod=access)
         assert door.sweep() == []

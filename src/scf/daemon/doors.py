@@ -18,6 +18,7 @@ from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.local import WORKER, LocalDoor
 from scf.dispatch.registry import LOCAL, RUNPOD, SSH, BoxAccess, RunpodAccess, open_door
 from scf.dispatch.remote_state import RemoteJobs
+from scf.dispatch.rental import RunpodSettings, candidates
 from scf.dispatch.runpod_key import find_key
 from scf.storage.partitions import Folder
 
@@ -216,14 +217,9 @@ def account_of(config: FoundryConfig, environment: Mapping[str, str] | None = No
     found = find_key(
         config.home, given.key_file, os.environ if environment is None else environment
     )
-    return RunpodAccess(
-        key=found.key,
+    rental = RunpodSettings(
         image=given.image,
-        rest=given.rest or None,
-        graphql=given.graphql or None,
-        gpus=given.gpus,
-        data_centers=given.data_centers,
-        cloud=given.cloud,
+        candidates=candidates(given.gpus, given.data_centers, given.cloud),
         num_gpus=given.num_gpus,
         disk_gb=given.disk_gb,
         min_cuda=given.min_cuda or None,
@@ -238,4 +234,7 @@ def account_of(config: FoundryConfig, environment: Mapping[str, str] | None = No
         root=given.root,
         python=given.python,
         bandwidth_kib_s=given.bandwidth_kib_s or None,
+    )
+    return RunpodAccess(
+        key=found.key, rental=rental, rest=given.rest or None, graphql=given.graphql or None
     )

@@ -20,6 +20,7 @@ from scf.daemon.doors import access_of
 from scf.dispatch.job import ExitReason, JobExit, JobPhase, JobSpec
 from scf.dispatch.pod_record import PodFiles
 from scf.dispatch.registry import RunpodAccess, open_client, open_runpod
+from scf.dispatch.rental import candidates
 from scf.dispatch.runpod_model import GpuOffer
 from scf.storage import durable
 from scf.storage.partitions import Folder
@@ -99,23 +100,24 @@ def smoke(
     report = SmokeReport() if report is None else report
     access = access_of(config, clock)
     lease_s = timeout_s + RETURN_S
-    offers = _affordable(access, lease_s, max_usd, report, talk)
+    offers = _affordable(access, config.runpod.cloud, lease_s, max_usd, report, talk)
     job_id = f"smoke-{secrets.token_hex(6)}"
     spec = JobSpec(job_id=job_id, kind="smoke", deadline_s=timeout_s, config={"seconds": job_s})
     # The lease is ready_s + deadline + return_s: all of it within `lease_s`.
-    access = replace(
-        access,
-        gpus=tuple(offer.gpu for offer in offers),
-        max_usd_per_h=max(offer.usd_per_h(access.cloud) for offer in offers) * access.num_gpus,
+    wanted, cloud = access.rental, config.runpod.cloud
+    rental = replace(
+        wanted,
+        candidates=candidates((o.gpu for o in offers), config.runpod.data_centers, cloud),
+        max_usd_per_h=max(offer.usd_per_h(cloud) for offer in offers) * wanted.num_gpus,
         max_usd_per_job=max_usd,
         ready_s=timeout_s / 2,
         return_s=RETURN_S / 2,
-        look_s=min(access.look_s, 15.0),
+        look_s=min(wanted.look_s, 15.0),
     )
     spec = replace(spec, deadline_s=timeout_s / 2)
     folder = config.home / "smoke"
     folder.mkdir(mode=0o700, exist_ok=True)
-    door = open_runpod(Folder.at(folder), config.home, access)
+    door = open_runpod(Folder.at(folder), config.home, replace(access, rental=rental))
     try:
         ended = _run(door, spec, clock, timeout_s, report, talk)
         _learn(door, job_id, ended, report, talk)
@@ -135,6 +137,7 @@ def smoke(
 
 def _affordable(
     access: RunpodAccess,
+    cloud: str,
     lease_s: float,
     max_usd: float,
     report: SmokeReport,
@@ -143,7 +146,7 @@ def _affordable(
     """The cheapest GPU types that are to be had, cheapest first."""
     client = open_client(access)
     try:
-        catalogue = client.gpu_offers(num_gpus=access.num_gpus)
+        catalogue = client.gpu_offers(num_gpus=access.rental.num_gpus)
         skew_s = client.clock_skew_s
     finally:
         client.close()
@@ -152,23 +155,23 @@ def _affordable(
     offered = [
         offer
         for offer in catalogue
-        if offer.usd_per_h(access.cloud) > 0 and offer.availability not in {None, "NONE"}
+        if offer.usd_per_h(cloud) > 0 and offer.availability not in {None, "NONE"}
     ]
-    offered.sort(key=lambda offer: offer.usd_per_h(access.cloud))
+    offered.sort(key=lambda offer: offer.usd_per_h(cloud))
     report.note("GPU types to be had", len(offered), talk)
     if not offered:
         raise DoorUnavailable("the catalogue offers no GPU at present")
-    hours = lease_s / 3600 * access.num_gpus
-    fitting = [offer for offer in offered if offer.usd_per_h(access.cloud) * hours <= max_usd]
+    hours = lease_s / 3600 * access.rental.num_gpus
+    fitting = [offer for offer in offered if offer.usd_per_h(cloud) * hours <= max_usd]
     if not fitting:
-        least = offered[0].usd_per_h(access.cloud) * hours
+        least = offered[0].usd_per_h(cloud) * hours
         raise BudgetExceeded(
             f"the cheapest pod ({offered[0].gpu}) may cost {least:.2f} USD in its lease of "
             f"{lease_s:.0f} s, over --max-usd {max_usd:.2f}",
             remedy="Allow more (--max-usd), or a shorter time (--timeout).",
         )
     best = fitting[0]
-    report.note("cheapest", f"{best.gpu} at {best.usd_per_h(access.cloud):.2f} USD/h", talk)
+    report.note("cheapest", f"{best.gpu} at {best.usd_per_h(cloud):.2f} USD/h", talk)
     return fitting[:OFFERS_MAX]
 
 

@@ -11,11 +11,12 @@ from scf.core.errors import MissingTool, UsageError
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.nodes import PROCS
 from scf.dispatch.purse import Purse
+from scf.dispatch.rental import RunpodSettings
 from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
 
 if TYPE_CHECKING:
-    from scf.dispatch.runpod import RunpodDoor, RunpodSettings
+    from scf.dispatch.runpod import RunpodDoor
     from scf.dispatch.runpod_client import RunpodClient
 
 LOCAL, SSH, RUNPOD = "local", "ssh", "runpod"
@@ -41,43 +42,22 @@ class RunpodAccess:
 
     Attributes:
         key: The API key; it is not printed.
-        image: Container image of the worker, by digest.
+        rental: What is rented, and for how much.
         rest: Address of REST v2 (`SCF_RUNPOD_REST`); None for the provider's.
         graphql: Address of GraphQL (`SCF_RUNPOD_GRAPHQL`); None for the provider's.
-        gpus: GPU types in order of preference.
-        data_centers: Where, in order of preference; empty leaves it to the provider.
-        cloud, num_gpus, disk_gb, min_cuda, user, max_usd_per_h, max_usd_per_job, ready_s,
-            return_s, look_s, visible_s, route, root, python, bandwidth_kib_s: See `RunpodSettings`.
         purse: Asked before each order.
         worker: The worker's command line; None for the real one.
     """
 
     key: str
-    image: str
+    rental: RunpodSettings
     rest: str | None = None
     graphql: str | None = None
-    gpus: tuple[str, ...] = ("NVIDIA H100 80GB HBM3",)
-    data_centers: tuple[str, ...] = ()
-    cloud: str = "SECURE"
-    num_gpus: int = 1
-    disk_gb: int = 80
-    min_cuda: str | None = "13.0"
-    user: str | None = None
-    max_usd_per_h: float = 5.0
-    max_usd_per_job: float = 25.0
-    ready_s: float = 1200.0
-    return_s: float = 1800.0
-    look_s: float = 20.0
-    visible_s: float = 120.0
-    route: str = "graphql"
-    root: str = "/workspace/scf"
-    python: str = "python3"
-    bandwidth_kib_s: int | None = None
     purse: Purse | None = None
     worker: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
-        return f"RunpodAccess(image={self.image!r}, gpus={self.gpus!r})"
+        return f"RunpodAccess(rental={self.rental!r})"
 
 
 def open_door(
@@ -136,10 +116,11 @@ def open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> "RunpodDoor":
     from scf.dispatch.follower import WORKER, FollowSettings
 
     # Several GPUs in a pod work together: one process each.
-    together = {PROCS: str(access.num_gpus)} if access.num_gpus > 1 else {}
+    rental = access.rental
+    together = {PROCS: str(rental.num_gpus)} if rental.num_gpus > 1 else {}
     settings = FollowSettings(
         code=home / "code",
-        look_s=access.look_s,
+        look_s=rental.look_s,
         worker=access.worker or WORKER,
         environment=together,
     )
@@ -147,7 +128,7 @@ def open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> "RunpodDoor":
         open_client(access),
         jobs,
         home,
-        rental=rental_of(access),
+        rental=rental,
         purse=access.purse,
         settings=settings,
         owns_client=True,
@@ -162,32 +143,4 @@ def open_client(access: RunpodAccess) -> "RunpodClient":
 
     return RunpodClient(
         ApiKey(access.key), rest=access.rest or REST, graphql=access.graphql or GRAPHQL
-    )
-
-
-def rental_of(access: RunpodAccess) -> "RunpodSettings":
-    """What is rented: each GPU type in each data centre, in order of preference."""
-    from scf.dispatch.runpod import Candidate, RunpodSettings
-
-    return RunpodSettings(
-        image=access.image,
-        candidates=tuple(
-            Candidate(gpu, center, access.cloud)
-            for gpu in access.gpus
-            for center in access.data_centers or (None,)
-        ),
-        max_usd_per_h=access.max_usd_per_h,
-        max_usd_per_job=access.max_usd_per_job,
-        num_gpus=access.num_gpus,
-        disk_gb=access.disk_gb,
-        min_cuda=access.min_cuda,
-        user=access.user,
-        route=access.route,
-        ready_s=access.ready_s,
-        return_s=access.return_s,
-        look_s=access.look_s,
-        visible_s=access.visible_s,
-        root=access.root,
-        python=access.python,
-        bandwidth_kib_s=access.bandwidth_kib_s,
     )

@@ -1,5 +1,6 @@
 """What may be rented, and for how much: settings of the RunpodDoor, as values."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from scf.core.errors import UsageError
@@ -20,6 +21,15 @@ class Candidate:
     gpu: str = H100_SXM
     data_center: str | None = None
     cloud: str = "SECURE"
+
+
+def candidates(
+    gpus: Iterable[str], data_centers: Collection[str], cloud: str
+) -> tuple[Candidate, ...]:
+    """Each GPU type in each data centre, in order of preference; no centre leaves it to them."""
+    return tuple(
+        Candidate(gpu, center, cloud) for gpu in gpus for center in data_centers or (None,)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
