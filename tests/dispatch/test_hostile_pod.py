@@ -20,6 +20,7 @@ from scf.dispatch.returned import ReturnLimits
 from scf.dispatch.runpod import RunpodDoor
 from scf.verification.verify_checkpoint import verify_checkpoint
 from support.checkpoints import seal, write_checkpoint
+from support.hostile_worker import write_hostile
 from support.processes import python_env
 from support.rented_pods import Doors, real_provider, runpod_door
 from support.ssh_boxes import QUICK
@@ -28,24 +29,6 @@ from support.waiting import wait_for
 pytestmark = pytest.mark.e2e
 
 KEY = "rpa_CANARY0123456789abcdef"
-HOSTILE = f"""
-import json, shutil, subprocess, sys
-from pathlib import Path
-bundle = Path(sys.argv[1])
-apart = bundle.parent.parent / "apart"
-shutil.copytree(bundle, apart)
-(apart / "worker.lock").unlink()
-subprocess.run([sys.executable, {QUICK.worker[1]!r}, str(apart)], check=True)
-outputs, exit_path = apart / "outputs", apart / "exit.json"
-def promise(name, size=1):
-    record = json.loads(exit_path.read_text())
-    record["outputs"].append({{"path": name, "sha256": "0" * 64, "size_bytes": size}})
-    exit_path.write_text(json.dumps(record))
-HARM
-shutil.rmtree(bundle / "outputs")
-outputs.rename(bundle / "outputs")
-exit_path.rename(bundle / "exit.json")
-"""
 
 
 @pytest.fixture
@@ -80,7 +63,7 @@ def test_what_a_hostile_pod_gives_back_is_refused(
     doors: Doors, tmp_path: Path, harm: str, message: str
 ) -> None:
     worker = tmp_path / "hostile.py"
-    worker.write_text(HOSTILE.replace("HARM", harm))
+    write_hostile(worker, harm)
 
     door, ended = run_job(doors, replace(QUICK, worker=("{python}", str(worker))))
 

@@ -26,6 +26,7 @@ from scf.dispatch.returned import ReturnLimits
 from scf.dispatch.ssh import SshDoor
 from scf.dispatch.transfer import BoxNotTrusted, BoxRefusedUs, BoxUnreachable, SshBox, SshLink
 from scf.storage.partitions import Drive, Folder
+from support.hostile_worker import write_hostile
 from support.ssh_boxes import QUICK, Sshd, session_sshd, start_sshd
 from support.waiting import is_gone, wait_for
 
@@ -473,26 +474,7 @@ def test_what_a_hostile_box_gives_back_is_refused(
 ) -> None:
     """With the reason; and nothing appears outside the bundle."""
     worker = tmp_path / "hostile.py"
-    worker.write_text(
-        f"""
-import json, shutil, subprocess, sys
-from pathlib import Path
-bundle = Path(sys.argv[1])
-apart = bundle.parent.parent / "apart"
-shutil.copytree(bundle, apart)
-(apart / "worker.lock").unlink()
-subprocess.run([sys.executable, {QUICK.worker[1]!r}, str(apart)], check=True)
-outputs, exit_path = apart / "outputs", apart / "exit.json"
-def promise(name, size=1):
-    record = json.loads(exit_path.read_text())
-    record["outputs"].append({{"path": name, "sha256": "0" * 64, "size_bytes": size}})
-    exit_path.write_text(json.dumps(record))
-{harm}
-shutil.rmtree(bundle / "outputs")
-outputs.rename(bundle / "outputs")
-exit_path.rename(bundle / "exit.json")
-"""
-    )
+    write_hostile(worker, harm)
     box = tmp_path / "box"
     door = open_door(sshd.box(box), places, replace(QUICK, worker=("{python}", str(worker))))
     door.submit(tiny(), {})

@@ -7,12 +7,12 @@ published release is used up for ever, even once the release is deleted; assets 
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from support.serving import QuietHandler, serving
 
 REPOSITORY = "someone/foundry"
 TOKEN = "t0ken"
@@ -125,7 +125,7 @@ def running() -> Iterator[GitHubDouble]:
     """The double, listening on this machine."""
     double = GitHubDouble()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
@@ -151,20 +151,5 @@ def running() -> Iterator[GitHubDouble]:
 
         do_GET = do_POST = do_PATCH = do_DELETE = _serve
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-        def handle(self) -> None:
-            with suppress(OSError, ValueError):  # a connection that was cut on purpose
-                super().handle()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as double.url:
         yield double
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -7,11 +7,11 @@ asked for again), one atomic commit, tags. Nothing is visible before the commit.
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from typing import Any
+
+from support.serving import QuietHandler, serving
 
 REPOSITORY = "someone/foundry"
 TOKEN = "hf_t0ken"
@@ -110,7 +110,7 @@ def running() -> Iterator[HubDouble]:
     """The double, listening on this machine."""
     double = HubDouble()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
@@ -136,20 +136,5 @@ def running() -> Iterator[HubDouble]:
 
         do_GET = do_POST = do_PUT = do_HEAD = _serve
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-        def handle(self) -> None:
-            with suppress(OSError, ValueError):  # a connection that was cut on purpose
-                super().handle()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as double.url:
         yield double
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
