@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from scf.daemon.heartbeat import DaemonState
+from scf.dispatch.dispatcher import Dispatcher
+from scf.dispatch.job import JobStatus
 from scf.runs.state import State
+from scf.storage.partitions import Folder
 from support.clocks import ManualClock
-from support.conducting import Works, tick_until
+from support.conducting import Works, open_tiny_door, tick_until
+from support.waiting import wait_for
 
 
 @pytest.fixture
@@ -120,6 +124,48 @@ def test_stop_drains_and_stop_now_asks_the_job_to_end(works: Works) -> None:
     run = works.runs()[-1]
     assert (run.state, run.tries) == (State.LOST, 0)
     assert works.cli("stop") == 3
+
+
+class EndsBetweenLooks:
+    """A door whose answers are one look old: a job's end falls between two looks in one tick."""
+
+    def __init__(self, door: Dispatcher) -> None:
+        self._door = door
+        self._last: dict[str, JobStatus] = {}
+
+    def poll(self, job_id: str) -> JobStatus:
+        now = self._door.poll(job_id)
+        before = self._last.get(job_id, now)
+        self._last[job_id] = now
+        return before
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._door, name)
+
+
+def test_no_end_is_left_unrecorded_by_a_stop(works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever look sees it first: the daemon leaves when the end is noted, not before."""
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 60.0}))
+    works.drop("a.ndjson", range(120))
+    looks: list[Dispatcher] = []
+
+    def open_late(jobs: Folder, home: Path) -> Dispatcher:
+        looks.append(EndsBetweenLooks(open_tiny_door(jobs, home)))
+        return looks[-1]
+
+    with works.conductor(open_door=open_late) as (conductor, _):
+        tick_until(conductor, lambda _: bool(conductor.store.runs({State.SUBMITTED})))
+        (attempt,) = conductor.store.open_attempts()
+        conductor.tick()  # so that the last answer is of a running job
+        order(works, {"id": "s", "command": "STOP", "mode": "drain"})
+        conductor.tick()
+        door = open_tiny_door(looks[0].jobs, works.home)
+        door.cancel(attempt.attempt_id)
+        wait_for(lambda: door.poll(attempt.attempt_id).exit, what="the job to end")
+        tick_until(conductor, lambda tick: tick.is_idle)
+
+        (run,) = conductor.store.runs()
+        assert run.state is State.LOST
 
 
 def test_a_day_in_every_gear_costs_no_time_of_ours(works: Works) -> None:

@@ -259,9 +259,9 @@ class Conductor:
         if self.operator.stopping is not None:
             return self._stop()
         if self.operator.is_paused:
-            did = self._advance_runs(only_recording=True)
             # Paused is as far as it gets: whoever waits for the end does not wait for `resume`.
-            return Tick(DaemonState.PAUSED, did, is_idle=not did and not self.has_running_jobs())
+            did, is_quiet = self._record_ends()
+            return Tick(DaemonState.PAUSED, did, is_idle=is_quiet)
         signs = self._errands.pulse.look(is_hasty=self._is_hasty)
         settings = self._config.daemon
         did = signs.is_reading | self._errands.ask(self._strangeness, signs)
@@ -344,11 +344,20 @@ class Conductor:
 
     def _stop(self) -> Tick:
         """Start nothing more; let jobs end (drain), or ask them to save and end (now)."""
-        did = self._advance_runs(only_recording=True)
         if self.operator.stopping == "now" and not self._is_stop_passed_on:
             self._is_stop_passed_on = self._end_jobs(at_once=False)
-        is_idle = not did and not self.has_running_jobs() and not self._any_doors().is_giving_back
+        did, is_quiet = self._record_ends()
+        is_idle = is_quiet and not self._any_doors().is_giving_back
         return Tick(DaemonState.STOPPING, did, is_idle)
+
+    def _record_ends(self) -> tuple[bool, bool]:
+        """Note how jobs ended: (whether anything was, whether none runs and each end is noted).
+
+        Asked in this order: a job that ends between the two looks is running in the first.
+        """
+        are_running = self.has_running_jobs()
+        did = self._advance_runs(only_recording=True)
+        return did, not did and not are_running
 
     def _end_jobs(self, *, at_once: bool) -> bool:
         """Tell every running job to end; returns whether each door has taken it."""
