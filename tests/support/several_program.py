@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from scf.storage.partitions import Folder
-from scf.training.distributed import ALONE, Peers, PeersDiffer
+from scf.training.distributed import ALONE, Peers, PeersDiffer, end_process
 from scf.training.fossils import open_source
 from scf.training.notes import Notes
 from scf.training.train_config import TrainConfig
@@ -42,3 +42,4 @@ if __name__ == "__main__":
         together.check_same("fossils", [str(together.rank).encode()])
         raise AssertionError("nobody noticed that the processes see different fossils")
     together.leave()
+    end_process(0)

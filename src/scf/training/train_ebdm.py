@@ -35,7 +35,7 @@ from scf.storage.partitions import Folder
 from scf.training.checkpoint import Progress, Snapshot, write_final, write_resume
 from scf.training.contrastive import try_contrast
 from scf.training.data import FossilSource, TrainingData, load_data, model_rows, seed_of
-from scf.training.distributed import ALONE, Peers
+from scf.training.distributed import ALONE, Peers, end_process
 from scf.training.gradients import Gradients
 from scf.training.noising import noisy
 from scf.training.notes import Interrupted, Notes, StopSignal
@@ -358,4 +358,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())
