@@ -221,9 +221,9 @@ def test_the_providers_hand(home: Path) -> None:
     """`terminateAfter`, with nobody else alive."""
     with FakeRunpod(key=KEY) as provider:
         rent(home, provider, lease_s=600)
-        provider.pass_time(599)
+        provider.pass_time(480)  # real seconds pass as well, and more of them on a busy machine
         assert provider.alive()
-        provider.pass_time(2)
+        provider.pass_time(121)
         assert not provider.alive()
         assert provider.spent_usd() == pytest.approx(600 / 3600 * 0.25, rel=0.02)
 
