@@ -6,7 +6,7 @@ import pytest
 
 from scf.core.canonical import canonical_json
 from scf.daemon import pipeline
-from scf.daemon.pipeline import Bench, Move, Retry, Wait
+from scf.daemon.stage import Bench, Move, Retry, Wait
 from scf.dispatch.job import JobPhase
 from scf.runs.record import Run
 from scf.runs.state import MOVES, State

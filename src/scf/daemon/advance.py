@@ -11,7 +11,8 @@ from typing import Any
 
 from scf.core.errors import BudgetExceeded, DoorError, DriveError, EmergencyLocked
 from scf.daemon.commands import CANCELS
-from scf.daemon.pipeline import RECORDING, STAGES, Bench, Move, Retry, Step, Wait, cancel
+from scf.daemon.pipeline import RECORDING, STAGES, cancel
+from scf.daemon.stage import Bench, Move, Retry, Step, Wait
 from scf.dispatch.job import ExitReason
 from scf.runs.record import AttemptEnd, Run
 from scf.runs.state import ACTIVE, MOVES, State

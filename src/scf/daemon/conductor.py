@@ -35,10 +35,11 @@ from scf.daemon.heartbeat import LOCK_NAME, DaemonState, Heartbeat, Teller
 from scf.daemon.logbook import Logbook
 from scf.daemon.novelty import Strangeness
 from scf.daemon.orient import moment_of
-from scf.daemon.pipeline import RECORDING, Bench
+from scf.daemon.pipeline import RECORDING
 from scf.daemon.pulse import Pulse, Signs
 from scf.daemon.rebuild import require_history
 from scf.daemon.rooms import OpenDoor, Rooms, open_local_door, own_drive
+from scf.daemon.stage import Bench
 from scf.daemon.survey import Survey
 from scf.daemon.triggers import Because, is_it_time
 from scf.daemon.wakeful import Wakeful

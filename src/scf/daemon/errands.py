@@ -20,10 +20,10 @@ from scf.daemon.advance import BACKOFF_FIRST_S, backoff_s
 from scf.daemon.commands import RUN_NOW
 from scf.daemon.novelty import Strangeness
 from scf.daemon.orient import describe, may_plan, orient
-from scf.daemon.pipeline import Bench
 from scf.daemon.pulse import Dropped, Pulse, Signs
 from scf.daemon.retention import CLEAN_EVERY_S, clean
 from scf.daemon.rooms import week_of
+from scf.daemon.stage import Bench
 from scf.daemon.survey import PRESSED_FROM, Survey, read_usage
 from scf.daemon.triggers import Because
 from scf.runs.record import Origin, Run

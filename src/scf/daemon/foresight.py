@@ -22,13 +22,14 @@ from scf.core.errors import (
     VerificationFailed,
 )
 from scf.daemon.advance import is_due
+from scf.daemon.attempts import MEASURE, TRAIN
 from scf.daemon.commands import CANCELS, IS_PAUSED
 from scf.daemon.doors import access_of, box_of
 from scf.daemon.errands import RELEASED_WEEK
 from scf.daemon.novelty import novelty_of
 from scf.daemon.offers import choose_door
 from scf.daemon.orient import may_plan, moment_of, situation
-from scf.daemon.pipeline import MEASURE, RECORDING, STAGES, TRAIN
+from scf.daemon.pipeline import RECORDING, STAGES
 from scf.daemon.pulse import Pulse, Signs
 from scf.daemon.rooms import Shelves, own_drive, week_of
 from scf.daemon.standing import reading_store

@@ -6,28 +6,41 @@ does is under a name that the same run always has: an attempt's id, a proof reco
 The conductor looks at the emergency lock before each stage and records what the stage says.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from scf.core.canonical import canonical_json
-from scf.core.errors import BudgetExceeded, DoorUnavailable, InputError, VerificationFailed
-from scf.core.identity import sha256_hex
+from scf.core.errors import DoorUnavailable, InputError, VerificationFailed
+from scf.daemon.attempts import (
+    CONTROL,
+    MEASURE,
+    TRAIN,
+    bundle_to_resume,
+    busy_with,
+    checkpoint_of,
+    collected,
+    door_of,
+    found_no_room,
+    how_it_ended,
+    is_its_fault,
+    open_attempt,
+    open_one,
+    receipt_of,
+    report_of,
+    training_files,
+)
 from scf.daemon.decide import Decision
-from scf.daemon.offers import JOBS_PER_DOOR, NOT_TAKEN, choose_door, was_refused
-from scf.daemon.planning import NoPlan, Planner
-from scf.daemon.rooms import Rooms
-from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
+from scf.daemon.offers import NOT_TAKEN, choose_door
+from scf.daemon.planning import NoPlan
+from scf.daemon.stage import Bench, Move, Retry, Stage, Step, Wait
+from scf.dispatch.dispatcher import BundleMismatch
 from scf.dispatch.job import (
     HOPELESS,
-    INTERRUPTED,
     NOT_ITS_FAULT,
     ExitReason,
     JobExit,
-    JobInput,
     JobPhase,
     JobSpec,
     JobStatus,
@@ -35,96 +48,19 @@ from scf.dispatch.job import (
 from scf.dispatch.registry import LOCAL
 from scf.runs.record import Attempt, AttemptEnd, Run
 from scf.runs.state import State
-from scf.runs.store import RunStore
 
 if TYPE_CHECKING:
     from scf.fertilization.batch_plan import BatchPlan
 
-TRAIN = "train_ebdm"
-MEASURE = "measure"
-CONTROL = "control"
 # Inputs of a measuring job: `earlier-4-ebdm_gen0002` stood four weeks ago.
 EARLIER = "earlier"
 
 # Manifests that are read and verified in one go: some tenths of a second.
 SHARDS_PER_LOOK = 500
-# What a program says that found no room (strerror of ENOSPC and EDQUOT, and our own words).
-_NO_ROOM = ("No space left on device", "Disk quota exceeded", "the disk is full")
-# A job that found none is tried again after this.
+# A job that found no room on a disk is tried again after this.
 ROOM_PAUSE_S = 300.0
-# A worker ends its program at the deadline; one that is still there so much later is ended for it.
-DEADLINE_GRACE_S = 60.0
 # A job that was asked to end for a cancelled run may save its state for so long.
 CANCEL_GRACE_S = 60.0
-
-
-@dataclass(frozen=True)
-class Move:
-    """The run goes to another state."""
-
-    to: State
-    reason: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    ends: AttemptEnd | None = None
-    counts: bool = False
-    waits: bool = False
-    pause_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to record: a job runs, or the door is taken.
-
-    `goes_on`: a part of the work is done, and the next part can be done at once.
-    """
-
-    reason: str
-    attempt_id: str | None = None
-    goes_on: bool = False
-
-
-@dataclass(frozen=True)
-class Retry:
-    """The stage did not get through; it is tried again after a pause."""
-
-    reason: str
-    counts: bool = True
-    waits: bool = True
-    ends: AttemptEnd | None = None
-    full: BudgetExceeded | None = None
-
-
-Step = Move | Wait | Retry
-
-
-@dataclass
-class Bench:
-    """What stages work with.
-
-    Attributes:
-        rooms: The drive's rooms.
-        store: States and attempts.
-        max_attempts: Tries before a run is parked.
-        seen_running: When each open attempt was first seen running by this daemon (monotonic).
-        told_to_end: When each attempt of a cancelled run was told to end, likewise.
-        planner: Makes plans.
-        checking: The plan whose shards are being checked, and how many were.
-    """
-
-    rooms: Rooms
-    store: RunStore
-    max_attempts: int
-    seen_running: dict[str, float] = field(default_factory=dict)
-    told_to_end: dict[str, float] = field(default_factory=dict)
-    planner: Planner = field(init=False)
-    checking: "tuple[str, BatchPlan, int] | None" = None
-
-    def __post_init__(self) -> None:
-        self.planner = Planner(self.rooms, self.rooms.clock)
-
-
-Stage = Callable[[Run, Bench], Step]
 
 
 def validate(run: Run, bench: Bench) -> Step:
@@ -197,7 +133,7 @@ def _choose_door(run: Run, bench: Bench) -> Decision:
 
 def submit(run: Run, bench: Bench) -> Step:
     """PLANNED: start the training job, or find the one that was started."""
-    under_way = _open_one(run, TRAIN, bench)
+    under_way = open_one(run, TRAIN, bench)
     # Weighed anew for each try: a door may have come back, or have refused the last one.
     if under_way is not None:
         name = under_way.door
@@ -206,19 +142,19 @@ def submit(run: Run, bench: Bench) -> Step:
         if choice.door is None:
             return Retry(choice.reason, counts=False)
         name = choice.door
-    busy = _busy_with(run, TRAIN, bench, name)
+    busy = busy_with(run, TRAIN, bench, name)
     if busy is not None:
         return Wait(f"the door {name} is taken by {busy}")
-    files = _training_files(run, bench)
+    files = training_files(run, bench)
     folders = {}
     if run.facts.get("parent"):
         parent = bench.rooms.zoo().generation(run.facts["parent"]["generation"])
         folders["parent"] = parent.checkpoint
-    attempt = _open_attempt(run, TRAIN, files, folders, bench, door=name)
-    resume = _bundle_to_resume(run, bench)
+    attempt = open_attempt(run, TRAIN, files, folders, bench, door=name)
+    resume = bundle_to_resume(run, bench)
     spec = JobSpec.from_json(dict(attempt.spec))
     try:
-        _door_of(attempt, bench).submit(spec, files, resume=resume)
+        door_of(attempt, bench).submit(spec, files, resume=resume)
     except DoorUnavailable as error:
         return _not_taken(attempt, error, bench)
     return Move(
@@ -231,37 +167,37 @@ def submit(run: Run, bench: Bench) -> Step:
 
 def _not_taken(attempt: Attempt, error: DoorUnavailable, bench: Bench) -> Step:
     """Nothing was started there. Once the door has promised that nothing will be, others may."""
-    _door_of(attempt, bench).cancel(attempt.attempt_id)
+    door_of(attempt, bench).cancel(attempt.attempt_id)
     ended = JobExit(ExitReason.CANCELLED, f"{NOT_TAKEN}: {error}")
-    end = _receipt(attempt, ended, JobStatus(JobPhase.ABSENT), bench)
+    end = receipt_of(attempt, ended, JobStatus(JobPhase.ABSENT), bench)
     return Retry(f"{attempt.door} did not take it: {error}", ends=end)
 
 
 def watch(run: Run, bench: Bench) -> Step:
     """SUBMITTED: wait for the job; take the checkpoint in, or note why there is none."""
-    attempt = _open_one(run, TRAIN, bench)
+    attempt = open_one(run, TRAIN, bench)
     if attempt is None:
         return Move(State.LOST, "no attempt is open")
-    status = _door_of(attempt, bench).poll(attempt.attempt_id)
-    ended = _ended(attempt, status, bench)
+    status = door_of(attempt, bench).poll(attempt.attempt_id)
+    ended = how_it_ended(attempt, status, bench)
     if ended is None:
         return Wait("training", attempt.attempt_id)
-    ended = _collected(attempt, ended, bench)
+    ended = collected(attempt, ended, bench)
     if ended.reason is ExitReason.COMPLETED:
         return Move(
             State.RETURNED,
             "the checkpoint is here",
             facts={"train_attempt": attempt.attempt_id},
-            ends=_receipt(attempt, ended, status, bench),
+            ends=receipt_of(attempt, ended, status, bench),
         )
     return Move(
         State.LOST,
         f"{ended.reason}: {ended.detail}" if ended.detail else str(ended.reason),
         details={"attempt": attempt.attempt_id, "exit_reason": str(ended.reason)},
-        ends=_receipt(attempt, ended, status, bench),
-        counts=_is_its_fault(ended),
+        ends=receipt_of(attempt, ended, status, bench),
+        counts=is_its_fault(ended),
         waits=ended.reason not in NOT_ITS_FAULT | HOPELESS,
-        pause_s=ROOM_PAUSE_S if _found_no_room(ended) else None,
+        pause_s=ROOM_PAUSE_S if found_no_room(ended) else None,
     )
 
 
@@ -277,31 +213,30 @@ def retry(run: Run, bench: Bench) -> Step:
 
 def verify(run: Run, bench: Bench) -> Step:
     """RETURNED: measure the checkpoint in a process of its own, and ask the gate."""
-    attempt = _open_one(run, MEASURE, bench)
+    attempt = open_one(run, MEASURE, bench)
     if attempt is None:
         control = _train_control(run, bench)
         if control is not None:
             return control
-        busy = _busy_with(run, MEASURE, bench, LOCAL)
+        busy = busy_with(run, MEASURE, bench, LOCAL)
         if busy is not None:
             return Wait(f"the door {LOCAL} is taken by {busy}")
         try:
-            digest = bench.rooms.verify_checkpoint(_checkpoint(run, bench)).digest
+            digest = bench.rooms.verify_checkpoint(checkpoint_of(run, bench)).digest
         except VerificationFailed as error:
             return Move(State.REJECTED, f"not a checkpoint: {error}")
         return _start_measuring(run, digest, bench)
-    status = _door_of(attempt, bench).poll(attempt.attempt_id)
+    status = door_of(attempt, bench).poll(attempt.attempt_id)
     if status.phase is JobPhase.ABSENT:
         return _start_measuring(run, attempt.spec["config"]["checkpoint_digest"], bench)
-    ended = _ended(attempt, status, bench)
+    ended = how_it_ended(attempt, status, bench)
     if ended is None:
         return Wait("measuring", attempt.attempt_id)
-    end = _receipt(attempt, ended, status, bench)
+    end = receipt_of(attempt, ended, status, bench)
     if ended.reason is not ExitReason.COMPLETED:
         reason = f"measuring: {ended.reason}: {ended.detail}"
-        is_its_fault = _is_its_fault(ended)
-        waits = is_its_fault or _found_no_room(ended)
-        return Retry(reason, counts=is_its_fault, waits=waits, ends=end)
+        counts = is_its_fault(ended)
+        return Retry(reason, counts=counts, waits=counts or found_no_room(ended), ends=end)
     return _judge(run, attempt, end, bench)
 
 
@@ -320,10 +255,10 @@ def prove(run: Run, bench: Bench) -> Step:
         )
     record = bench.rooms.attest(
         run.run_id,
-        checkpoint=_checkpoint(run, bench),
+        checkpoint=checkpoint_of(run, bench),
         plan=bench.store.plan(run.run_id),
         parent=run.facts.get("parent"),
-        report_path=_report(run, bench) / "report.json",
+        report_path=report_of(run, bench) / "report.json",
         has_champion=now is not None,
         looks=Looks.of_trace(run.facts["gate"]["trace"]),
     )
@@ -334,9 +269,9 @@ def promote(run: Run, bench: Bench) -> Step:
     """PROVEN: make it a generation of the zoo, and the champion."""
     generation = bench.rooms.promote(
         run.run_id,
-        checkpoint=_checkpoint(run, bench),
+        checkpoint=checkpoint_of(run, bench),
         plan=bench.store.plan(run.run_id),
-        report_folder=_report(run, bench),
+        report_folder=report_of(run, bench),
         proof=run.facts["proof"],
     )
     bench.rooms.anchor()  # frozen at the first promotion
@@ -348,7 +283,7 @@ def cancel(run: Run, bench: Bench) -> Step:
     now = bench.rooms.clock.monotonic()
     ends: list[AttemptEnd] = []
     for attempt in (a for a in bench.store.attempts(run.run_id) if a.is_open):
-        door = _door_of(attempt, bench)
+        door = door_of(attempt, bench)
         since = bench.told_to_end.get(attempt.attempt_id)
         if since is None or now - since > CANCEL_GRACE_S:
             # Also where the door does not know it: then it never starts.
@@ -358,7 +293,7 @@ def cancel(run: Run, bench: Bench) -> Step:
         if status.phase is JobPhase.RUNNING:
             return Wait("its job is ending", attempt.attempt_id)
         ended = status.exit or JobExit(ExitReason.CANCELLED, "it never started")
-        ends.append(_receipt(attempt, ended, status, bench))
+        ends.append(receipt_of(attempt, ended, status, bench))
     if len(ends) > 1:
         return Retry("cancelled; its attempts are being closed", counts=False, waits=False,
                      ends=ends[0])  # fmt: skip
@@ -393,42 +328,23 @@ def _train_control(run: Run, bench: Bench) -> Step | None:
     attempts = bench.store.attempts(run.run_id, CONTROL)
     if attempts and not attempts[-1].is_open:
         return None
-    files = _training_files(run, bench)
+    files = training_files(run, bench)
     name = str(run.facts.get("door", LOCAL))
-    busy = _busy_with(run, CONTROL, bench, name)
+    busy = busy_with(run, CONTROL, bench, name)
     if busy is not None:
         return Wait(f"the door {name} is taken by {busy}")
-    attempt = attempts[-1] if attempts else _open_attempt(run, CONTROL, files, {}, bench, door=name)
-    door = _door_of(attempt, bench)
+    attempt = attempts[-1] if attempts else open_attempt(run, CONTROL, files, {}, bench, door=name)
+    door = door_of(attempt, bench)
     status = door.poll(attempt.attempt_id)
     if status.phase is JobPhase.ABSENT:
         door.submit(JobSpec.from_json(dict(attempt.spec)), files)
         return Wait("training the control", attempt.attempt_id)
-    ended = _ended(attempt, status, bench)
+    ended = how_it_ended(attempt, status, bench)
     if ended is None:
         return Wait("training the control", attempt.attempt_id)
-    ended = _collected(attempt, ended, bench)
-    end = _receipt(attempt, ended, status, bench)
+    ended = collected(attempt, ended, bench)
+    end = receipt_of(attempt, ended, status, bench)
     return Retry(f"the control has ended: {ended.reason}", counts=False, waits=False, ends=end)
-
-
-def _training_files(run: Run, bench: Bench) -> dict[str, bytes]:
-    """What a training job is given beside fossils and weights."""
-    return {
-        "plan.json": canonical_json(bench.store.plan(run.run_id)),
-        "train_config.json": canonical_json(run.intent["config"]),
-    }
-
-
-def _collected(attempt: Attempt, ended: JobExit, bench: Bench) -> JobExit:
-    """Take a completed job's outputs in; how it ended once they were looked at."""
-    if ended.reason is ExitReason.COMPLETED:
-        try:
-            _door_of(attempt, bench).collect(attempt.attempt_id)
-        except BundleMismatch as error:
-            detail = f"not collected: {error}"
-            return dataclasses.replace(ended, reason=ExitReason.WORKER_ERROR, detail=detail)
-    return ended
 
 
 def _control(run: Run, bench: Bench) -> Path | None:
@@ -442,7 +358,7 @@ def _control(run: Run, bench: Bench) -> Path | None:
 def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
     champion = bench.rooms.champion()
     files = {"plan.json": canonical_json(bench.store.plan(run.run_id))}
-    folders = {"checkpoint": _checkpoint(run, bench)}
+    folders = {"checkpoint": checkpoint_of(run, bench)}
     if champion is not None:
         folders["champion"] = champion.checkpoint
         for weeks, earlier in bench.rooms.earlier_champions():
@@ -459,15 +375,15 @@ def _start_measuring(run: Run, digest: str, bench: Bench) -> Step:
         "cache_share": bench.rooms.config.training.cache_share,
     }
     # What came back from elsewhere is believed when it was measured here.
-    attempt = _open_attempt(run, MEASURE, files, folders, bench, config, door=LOCAL)
-    _door_of(attempt, bench).submit(JobSpec.from_json(dict(attempt.spec)), files)
+    attempt = open_attempt(run, MEASURE, files, folders, bench, config, door=LOCAL)
+    door_of(attempt, bench).submit(JobSpec.from_json(dict(attempt.spec)), files)
     return Wait("measuring", attempt.attempt_id)
 
 
 def _judge(run: Run, attempt: Attempt, end: AttemptEnd, bench: Bench) -> Step:
     config = attempt.spec["config"]
     try:
-        bundle = _door_of(attempt, bench).collect(attempt.attempt_id)
+        bundle = door_of(attempt, bench).collect(attempt.attempt_id)
         report, decision = bench.rooms.judge(
             bundle / "outputs" / "report" / "report.json",
             checkpoint_digest=config["checkpoint_digest"],
@@ -487,108 +403,3 @@ def _judge(run: Run, attempt: Attempt, end: AttemptEnd, bench: Bench) -> Step:
     }
     to = State.VERIFIED if decision.promote else State.REJECTED
     return Move(to, "; ".join(decision.reasons), facts=facts, ends=end)
-
-
-def _open_attempt(
-    run: Run,
-    kind: str,
-    files: Mapping[str, bytes],
-    folders: Mapping[str, Path],
-    bench: Bench,
-    config: Mapping[str, Any] | None = None,
-    *,
-    door: str,
-) -> Attempt:
-    """The run's open attempt of this kind; what is to be done is on the medium before it is."""
-    inputs = (
-        *(JobInput(name, f"inputs/{name}", sha256_hex(data)) for name, data in files.items()),
-        *(JobInput(name, str(path)) for name, path in folders.items()),
-    )
-
-    def spec_of(attempt_id: str) -> dict[str, Any]:
-        budget = run.intent.get("budget", {})
-        return JobSpec(
-            job_id=attempt_id,
-            kind=kind,
-            deadline_s=float(budget.get("seconds") or bench.rooms.config.daemon.job_deadline_s),
-            config=dict(config or {}),
-            inputs=inputs,
-            vault=str(bench.rooms.vault_folder),
-        ).to_json()
-
-    return bench.store.open_attempt(run.run_id, kind, door, spec_of)
-
-
-def _door_of(attempt: Attempt, bench: Bench) -> Dispatcher:
-    """The door that an attempt went through. Raises DoorUnavailable when it cannot be opened."""
-    return bench.rooms.doors.get(attempt.door)
-
-
-def _open_one(run: Run, kind: str, bench: Bench) -> Attempt | None:
-    attempts = bench.store.attempts(run.run_id, kind)
-    return attempts[-1] if attempts and attempts[-1].is_open else None
-
-
-def _busy_with(run: Run, kind: str, bench: Bench, door: str) -> str | None:
-    """Who keeps the door busy; None when this run may have it."""
-    others = [
-        a.attempt_id
-        for a in bench.store.open_attempts()
-        if a.door == door and (a.run_id, a.kind) != (run.run_id, kind)
-    ]
-    return others[0] if len(others) >= JOBS_PER_DOOR else None
-
-
-def _ended(attempt: Attempt, status: JobStatus, bench: Bench) -> JobExit | None:
-    """How the job ended; None while it runs. One that outstays its deadline is ended here."""
-    if status.phase is JobPhase.ENDED:
-        bench.seen_running.pop(attempt.attempt_id, None)
-        return status.exit
-    if status.phase is JobPhase.ABSENT:
-        return JobExit(ExitReason.LOST, "the door does not know it")
-    now = bench.rooms.clock.monotonic()
-    since = bench.seen_running.setdefault(attempt.attempt_id, now)
-    if now - since > float(attempt.spec["deadline_s"]) + DEADLINE_GRACE_S:
-        _door_of(attempt, bench).cancel(attempt.attempt_id, at_once=True)
-    return None
-
-
-def _is_its_fault(ended: JobExit) -> bool:
-    """Whether an end counts as one of the run's tries."""
-    return ended.reason not in NOT_ITS_FAULT and not _found_no_room(ended)
-
-
-def _found_no_room(ended: JobExit) -> bool:
-    """A job that found a disk full says nothing about itself: it waits until there is room."""
-    is_error = ended.reason is ExitReason.WORKER_ERROR
-    return is_error and any(words in ended.detail for words in _NO_ROOM)
-
-
-def _receipt(attempt: Attempt, ended: JobExit, status: JobStatus, bench: Bench) -> AttemptEnd:
-    receipt = {
-        **ended.to_json(),
-        **bench.rooms.placement(),
-        "placement": dict(status.placement),
-        "cost_usd": float(status.placement.get("cost_usd", 0.0)),
-        "energy_j": ended.usage.get("energy_j"),
-        "inputs": list(attempt.spec["inputs"]),
-    }
-    return AttemptEnd(attempt.attempt_id, str(ended.reason), receipt)
-
-
-def _bundle_to_resume(run: Run, bench: Bench) -> Path | None:
-    """The bundle of the last try, if a new one can go on from what it left."""
-    attempts = bench.store.attempts(run.run_id, TRAIN)
-    closed = [a for a in attempts if not a.is_open and not was_refused(a)]
-    if not closed or closed[-1].exit_reason not in INTERRUPTED:
-        return None
-    bundle = bench.rooms.jobs.path / closed[-1].attempt_id
-    return bundle if bundle.is_dir() else None
-
-
-def _checkpoint(run: Run, bench: Bench) -> Path:
-    return bench.rooms.jobs.path / str(run.facts["train_attempt"]) / "outputs" / "checkpoint"
-
-
-def _report(run: Run, bench: Bench) -> Path:
-    return bench.rooms.jobs.path / str(run.facts["measure_attempt"]) / "outputs" / "report"
