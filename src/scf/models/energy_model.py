@@ -31,6 +31,7 @@ from scf.models.images import Images
 from scf.models.lattice import LatticeNet
 from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
+from scf.models.passes import adjoint
 from scf.models.physics import PhysicsConstraint, constraints_for
 from scf.models.record import Floats, RecordLayout
 
@@ -123,6 +124,7 @@ class EnergyModel(nn.Module):
         self.layout = layout
         self.config = config
         self.body_dtype: torch.dtype | None = None
+        self.has_explicit_adjoint = True
         # Set by calibration.calibrate once the weights stand; zero while they are trained.
         ends = math.log(noise.sigma_min), math.log(noise.sigma_max)
         self.register_buffer(
@@ -223,29 +225,43 @@ class EnergyModel(nn.Module):
         return self.images.mean(value_N)
 
     def _correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
+        noise_BE = self._embedded(log_sigma_B, c_BK)
+        known_B, read = self._inputs(z_BD, log_sigma_B, c_BK)
+        value_B = torch.zeros_like(log_sigma_B)
+        for network, inputs in read:
+            if inputs.dim() == 3 and isinstance(network, ResidualMLP):
+                # The noise is the record's, not the site's: computed once, added to all sites.
+                value_B = value_B + self._read(network, inputs, noise_BE[:, None]).sum(1)
+            else:
+                value_B = value_B + self._read(network, inputs, noise_BE)
+        fading_B = (1 + log_sigma_B.exp().square()).rsqrt()
+        correction_B = value_B * fading_B - self._offset(log_sigma_B)[0]
+        return correction_B if known_B is None else correction_B + known_B
+
+    def _inputs(
+        self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor
+    ) -> tuple[Tensor | None, list[tuple[ResidualMLP | LatticeNet, Tensor]]]:
+        """Nats that are known (B,), and the networks with what each reads: (B, I) or (B, S, J)."""
         sigma_B = log_sigma_B.exp()
-        fading_B = (1 + sigma_B.square()).rsqrt()
         known_B, near_BU = self._known(z_BD, log_sigma_B, c_BK)
         if isinstance(self.body, LatticeNet):
+            has_place = not self.config.translation_symmetric
             sites_BSJ = self.encoder.lattice_sites(
-                z_BD,
-                sigma_B,
-                c_BK,
-                self.base,
-                near_BU,
-                has_place=not self.config.translation_symmetric,
+                z_BD, sigma_B, c_BK, self.base, near_BU, has_place=has_place
             )
-            noise_BE = torch.cat([self.embedding(log_sigma_B), self.encoder.off_grid(c_BK)], dim=1)
-            value_B = self._read(self.body, sites_BSJ, noise_BE)
-        else:
-            inputs_BI, found_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base, near_BU)
-            noise_BE = self.embedding(log_sigma_B)
-            value_B = self._read(self.body, inputs_BI, noise_BE)
-            if self.site_body is not None and found_BSJ is not None:
-                # The noise is the record's, not the site's: computed once, added to all sites.
-                value_B = value_B + self._read(self.site_body, found_BSJ, noise_BE[:, None]).sum(1)
-        correction_B = value_B * fading_B - self._offset(log_sigma_B)
-        return correction_B if known_B is None else correction_B + known_B
+            return known_B, [(self.body, sites_BSJ)]
+        inputs_BI, found_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base, near_BU)
+        read: list[tuple[ResidualMLP | LatticeNet, Tensor]] = [(self.body, inputs_BI)]
+        if self.site_body is not None and found_BSJ is not None:
+            read.append((self.site_body, found_BSJ))
+        return known_B, read
+
+    def _embedded(self, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
+        """The noise level, and for a lattice what is given beside its grid, (B, E)."""
+        noise_BE: Tensor = self.embedding(log_sigma_B)
+        if isinstance(self.body, LatticeNet):
+            noise_BE = torch.cat([noise_BE, self.encoder.off_grid(c_BK)], dim=1)
+        return noise_BE
 
     def _read(self, body: nn.Module, inputs: Tensor, noise: Tensor) -> Tensor:
         """What a network says, float32, its layers in `body_dtype` where that is set."""
@@ -272,14 +288,16 @@ class EnergyModel(nn.Module):
             known_B = known_B + self.evidence(mean_BD, log_sigma_B, c_BK, self.encoder)
         return known_B, near_BU
 
-    def _offset(self, log_sigma_B: Tensor) -> Tensor:
-        """Nats added to the energy at each noise level, linear between levels, (B,)."""
+    def _offset(self, log_sigma_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats added to the energy at each noise level, linear between levels, and their slope."""
         grid_L = self.offset_grid_L
-        place_B = (log_sigma_B - grid_L[0]) / (grid_L[1] - grid_L[0])
-        place_B = place_B.clamp(0, len(grid_L) - 1)
-        lower_B = place_B.detach().floor().long().clamp(max=len(grid_L) - 2)
+        step = grid_L[1] - grid_L[0]
+        place_B = (log_sigma_B - grid_L[0]) / step
+        inside_B = place_B.clamp(0, len(grid_L) - 1)
+        lower_B = inside_B.detach().floor().long().clamp(max=len(grid_L) - 2)
         low_B, high_B = self.offset_L[lower_B], self.offset_L[lower_B + 1]
-        return low_B + (place_B - lower_B) * (high_B - low_B)
+        slope_B = (high_B - low_B) * (inside_B == place_B).to(low_B) / step
+        return low_B + (inside_B - lower_B) * (high_B - low_B), slope_B
 
     def energy(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """E in nats per record, (B,), normalised as well as the dual term was learned."""
@@ -301,6 +319,8 @@ class EnergyModel(nn.Module):
             derived = torch.func.grad(summed, argnums=(0, 1), has_aux=True)
             (gradient_BD, noise_slope_B), correction_B = derived(z_BD, sigma_B.log())
             return _below(base, Derivatives(correction_B, gradient_BD, noise_slope_B))
+        if self.has_explicit_adjoint and self.images is None and self.body_dtype is None:
+            return _below(base, self._explicit(z_BD, sigma_B.log(), c_BK, create_graph))
         with torch.enable_grad():
             z_BD = z_BD.detach().requires_grad_()
             log_sigma_B = sigma_B.log().detach().requires_grad_()
@@ -309,6 +329,45 @@ class EnergyModel(nn.Module):
                 correction_B.sum(), (z_BD, log_sigma_B), create_graph=create_graph
             )
         return _below(base, Derivatives(correction_B, gradient_BD, noise_slope_B))
+
+    def _explicit(
+        self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor, create_graph: bool
+    ) -> Derivatives:
+        """The correction with its derivatives: the networks' by hand, their inputs' by autograd.
+
+        The graph leads to the weights alone, and once: `models/passes.py`.
+        """
+        noise_BE = self._embedded(log_sigma_B, c_BK)
+        with torch.enable_grad():
+            z_BD = z_BD.detach().requires_grad_()
+            log_sigma_B = log_sigma_B.detach().requires_grad_()
+            known_B, read = self._inputs(z_BD, log_sigma_B, c_BK)
+        outputs, seeds = [x for _, x in read], []
+        if known_B is not None:
+            outputs.append(known_B)
+        with torch.set_grad_enabled(create_graph):
+            fading_B = (1 + (2 * log_sigma_B.detach()).exp()).rsqrt()
+            value_B, slope_B = torch.zeros_like(fading_B), torch.zeros_like(fading_B)
+            embedding_slope_BE = self.embedding.slope(log_sigma_B.detach())
+            for network, x in read:
+                found_B, gradient, gradient_BE = adjoint(network, x.detach(), noise_BE)
+                value_B = value_B + found_B
+                slope_B = slope_B + (
+                    gradient_BE[:, : self.embedding.size] * embedding_slope_BE
+                ).sum(1)
+                seeds.append(gradient * fading_B.view(-1, *[1] * (x.dim() - 1)))
+            if known_B is not None:
+                seeds.append(torch.ones_like(known_B))
+            by_inputs_BD, by_inputs_B = torch.autograd.grad(
+                outputs, (z_BD, log_sigma_B), seeds, create_graph=create_graph
+            )
+            offset_B, offset_slope_B = self._offset(log_sigma_B)
+            # d fading / d(ln sigma) = -sigma^2 fading^3 = fading (fading^2 - 1).
+            slope_B = (slope_B + value_B * (fading_B.square() - 1)) * fading_B
+            correction_B = value_B * fading_B - offset_B
+            if known_B is not None:
+                correction_B = correction_B + known_B.detach()
+        return Derivatives(correction_B, by_inputs_BD, by_inputs_B + slope_B - offset_slope_B)
 
     def score(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """-dE/dz, (B, D)."""

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scf.models.activation import silu
+from scf.models.lattice_passes import Coarser, Convolve, Even
 from scf.models.networks import in_float32
+from scf.models.passes import Chain, Dense, Embedded, Passes, Residual, Side, Silu, Step
 from scf.models.record import OPEN, WALL
 
 # Shapes: B minibatch, S sites, J features of a site that come in, E noise embedding, W width,
@@ -90,6 +92,7 @@ class Neighbourhood(nn.Module):
         offsets = torch.tensor(list(itertools.product(range(-reach, reach + 1), repeat=len(shape))))
         self.distance_T = offsets.abs().sum(dim=1).float()
         self.is_open = OPEN in boundaries
+        self.is_mirror = WALL not in boundaries
         self.register_buffer("table", table_ST.reshape(-1), persistent=False)
 
     def begin_near(self, layer: nn.Linear, gain: float) -> None:
@@ -110,6 +113,14 @@ class Neighbourhood(nn.Module):
             h_BSW = F.pad(h_BSW, (0, 0, 0, 1))  # site S: zero, beyond the edge
         return h_BSW.index_select(1, self.table).reshape(len(h_BSW), self.num_sites, -1)
 
+    def transposed(self, side_by_side: Tensor) -> Tensor:
+        """The transpose of `forward`: (B, S, T W) -> (B, S, W)."""
+        num_rows = self.num_sites + self.is_open
+        num_records, _, num = side_by_side.shape
+        parts = side_by_side.reshape(num_records, len(self.table), num // self.num_neighbours)
+        sums = parts.new_zeros(num_records, num_rows, parts.shape[2])
+        return sums.index_add_(1, self.table, parts)[:, : self.num_sites].contiguous()
+
 
 class _Block(nn.Module):
     """h <- h + W2 silu(W1 [neighbours of silu(h)] + U e)."""
@@ -128,6 +139,13 @@ class _Block(nn.Module):
         inner_BSW = self.inner(self.around(silu(h_BSW))) + self.noise(noise_B1E)
         out: Tensor = h_BSW + self.outer(silu(inner_BSW))
         return out
+
+    def step(self, side: Side) -> Step:
+        """The same on rows (`models/passes.py`)."""
+        around = self.around
+        inner = Convolve(self.inner, around, around.transposed, side,
+                         is_mirror=around.is_mirror, noise=self.noise)  # fmt: skip
+        return Residual(Chain([Silu(), inner, Silu(), Dense(self.outer)]))
 
 
 class LatticeNet(nn.Module):
@@ -201,12 +219,41 @@ class LatticeNet(nn.Module):
         density_BS1: Tensor = in_float32(self.head, silu(h_BSW))
         return density_BS1.squeeze(-1)
 
+    def passes(self, noise: Embedded, num_sites: int) -> Passes:
+        """`forward` written for training (`models/passes.py`)."""
+        side = Side(noise, num_sites)
+        sides = [side, *(Side(noise, halve.num_coarse) for halve in self._halves())]
+        around = self.around
+        entering = Convolve(self.enter, around, around.transposed, side,
+                            is_mirror=around.is_mirror, is_first=True,
+                            noise=None if self.is_even else self.enter_noise)  # fmt: skip
+        bent: Step = Even(self.enter_noise, side) if self.is_even else Silu()
+        trunk = self._level(0, sides)
+        return Passes(Chain([entering, bent, Dense(self.mix), trunk]), side, self.head,
+                      scale=_HEAD_SCALE)  # fmt: skip
+
+    def _level(self, level: int, sides: list[Side]) -> Step:
+        down = _steps(self.down[level], sides[level])
+        if level == len(self.halve):
+            return down
+        halve = self._halves()[level]
+        return Coarser(down, self._level(level + 1, sides), _steps(self.up[level], sides[level]),
+                       halve.narrow, halve.widen, halve.num_children)  # fmt: skip
+
+    def _halves(self) -> "list[_Halve]":
+        return [halve for halve in self.halve if isinstance(halve, _Halve)]
+
 
 def _through(stage: nn.Module, h_BSW: Tensor, noise_B1E: Tensor) -> Tensor:
     assert isinstance(stage, nn.ModuleList)
     for block in stage:
         h_BSW = block(h_BSW, noise_B1E)
     return h_BSW
+
+
+def _steps(stage: nn.Module, side: Side) -> Step:
+    assert isinstance(stage, nn.ModuleList)
+    return Chain([block.step(side) for block in stage if isinstance(block, _Block)])
 
 
 class _Halve(nn.Module):
@@ -224,6 +271,7 @@ class _Halve(nn.Module):
         for axis, length in enumerate(coarse):
             parent_S = parent_S * length + place_SX[:, axis] // 2
         self.num_children = 2 ** len(shape)
+        self.num_coarse = math.prod(coarse)
         self.register_buffer("parent_table", parent_S, persistent=False)
         self.register_buffer("children_table", torch.argsort(parent_S, stable=True),
                              persistent=False)  # fmt: skip
@@ -235,3 +283,13 @@ class _Halve(nn.Module):
 
     def back(self, h_BSW: Tensor) -> Tensor:
         return h_BSW.index_select(1, self.parent_table)
+
+    def narrow(self, rows_NW: Tensor) -> Tensor:
+        """`forward` on rows (B S, W)."""
+        h_BSW = rows_NW.view(-1, len(self.parent_table), rows_NW.shape[1])
+        coarse: Tensor = self(h_BSW).flatten(0, 1)
+        return coarse
+
+    def widen(self, rows_NW: Tensor) -> Tensor:
+        """`back` on rows."""
+        return self.back(rows_NW.view(-1, self.num_coarse, rows_NW.shape[1])).flatten(0, 1)

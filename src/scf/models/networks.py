@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scf.models.activation import silu
+from scf.models.passes import Chain, Dense, Embedded, Passes, Residual, Side, Silu, Step
 
 # Shapes: B minibatch, I inputs, E embedding, W width.
 
@@ -51,6 +52,18 @@ class ResidualMLP(nn.Module):
             h_BW = h_BW + outer(silu(inner(silu(h_BW)) + inner_noise(noise_BE)))
         scalar_B1: Tensor = in_float32(self.head, silu(h_BW))
         return scalar_B1.squeeze(-1)
+
+    def passes(self, noise: Embedded, num_sites: int) -> Passes:
+        """The same, summed over sites, written for training (`models/passes.py`)."""
+        side = Side(noise, num_sites)
+        steps: list[Step] = [Dense(self.enter, self.enter_noise, side, is_first=True)]
+        for inner, inner_noise, outer in zip(self.inner, self.inner_noise, self.outer, strict=True):
+            assert isinstance(inner, nn.Linear)
+            assert isinstance(inner_noise, nn.Linear)
+            assert isinstance(outer, nn.Linear)
+            block = Chain([Silu(), Dense(inner, inner_noise, side), Silu(), Dense(outer)])
+            steps.append(Residual(block))
+        return Passes(Chain(steps), side, self.head)
 
 
 def in_float32(layer: nn.Linear, h: Tensor) -> Tensor:

@@ -78,3 +78,10 @@ class NoiseEmbedding(nn.Module):
     def forward(self, log_sigma_B: Tensor) -> Tensor:
         phase_BE = log_sigma_B[:, None] * self.frequency
         return torch.cat([log_sigma_B[:, None] / 4, phase_BE.sin(), phase_BE.cos()], dim=1)
+
+    def slope(self, log_sigma_B: Tensor) -> Tensor:
+        """Its derivative by ln sigma, (B, E)."""
+        phase_BE = log_sigma_B[:, None] * self.frequency
+        linear_B1 = torch.full_like(log_sigma_B[:, None], 0.25)
+        waves = self.frequency * phase_BE.cos(), -self.frequency * phase_BE.sin()
+        return torch.cat([linear_B1, *waves], dim=1)
