@@ -28,8 +28,8 @@ class Cable:
 
     def remove(self) -> None:
         """Take all of it away; twice is once."""
-        subprocess.run(["ip", "link", "del", self.link_here], capture_output=True, timeout=10)
-        subprocess.run(["ip", "netns", "del", self.name], capture_output=True, timeout=10)
+        subprocess.run(["ip", "link", "del", self.link_here], capture_output=True, timeout=60)
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True, timeout=60)
 
 
 def new_cable() -> Cable | None:
@@ -60,4 +60,4 @@ def new_cable() -> Cable | None:
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=60)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fakes.runpod.server import FakeRunpod
 from fakes.runpod.world import FakePod
+from scf.core.clock import Clock
 from scf.dispatch.follower import FollowSettings
 from scf.dispatch.runpod import Candidate, RunpodDoor, RunpodSettings
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
@@ -91,7 +92,12 @@ class Doors:
         self._open: list[RunpodDoor] = []
 
     def __call__(
-        self, *, purse: Any = None, settings: FollowSettings = QUICK, **changes: Any
+        self,
+        *,
+        purse: Any = None,
+        settings: FollowSettings = QUICK,
+        clock: Clock | None = None,
+        **changes: Any,
     ) -> RunpodDoor:
         home = self._tmp_path / "home"
         home.mkdir(exist_ok=True)
@@ -102,6 +108,7 @@ class Doors:
             rental=rental(**changes),
             purse=purse,
             settings=settings,
+            clock=clock,
         )
         self._open.append(door)
         return door
