@@ -361,10 +361,70 @@ def test_the_budget_is_asked_before_each_order(doors: Doors) -> None:
     door.submit(tiny(), {})
 
     assert ended(door).reason is ExitReason.COMPLETED
-    assert len(asked) == 3
-    # 0.25 USD/h for 1200 + 600 + 1800 s, and 300 s in which it may be ended late.
-    assert asked[0] == ("job-1", pytest.approx(0.25 * 3900 / 3600, abs=1e-3))
+    assert len(asked) >= 3
+    # 0.25 USD/h for 1200 + 600 + 1800 s, and 300 s in which it may be ended late; for two pods.
+    assert asked[0] == ("job-1", pytest.approx(2 * 0.25 * 3900 / 3600, abs=1e-3))
     assert len(doors.provider.all_pods) == 1
+
+
+class Notes(OpenPurse):
+    """What a purse is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, float]] = []
+        self.settled: list[float] = []
+
+    def approve(self, job_id: str, max_usd: float, *, usd_per_h: float) -> None:
+        self.asked.append((max_usd, usd_per_h))
+
+    def settle(self, job_id: str, estimated_usd: float) -> None:
+        self.settled.append(estimated_usd)
+
+
+@pytest.mark.parametrize("fault", [None, TWICE])
+def test_an_order_counts_twice_until_it_is_known_to_have_made_one_pod(
+    doors: Doors, tmp_path: Path, fault: object
+) -> None:
+    """Also where it was carried out twice: the second pod is ended first, and seen to be gone."""
+    doors.provider.script("create", fault)
+    purse, go = Notes(), tmp_path / "go"
+    door = doors(purse=purse)
+    door.submit(tiny(until=str(go)), {})
+    wait_for(lambda: len(purse.asked) == 2, what="the second half to be given back")
+    alive = len(doors.provider.alive())
+    go.touch()
+
+    assert ended(door).reason is ExitReason.COMPLETED
+    released(door)
+    one_usd = 0.25 * 3900 / 3600
+    first, second = purse.asked
+    assert first == (pytest.approx(2 * one_usd, abs=1e-3), 0.5)
+    assert second == (pytest.approx(one_usd, rel=0.2), 0.25)
+    assert alive == 1
+    assert doors.provider.alive() == []
+    assert len(purse.settled) == 1
+
+
+def test_after_a_pod_that_was_given_up_soon_the_next_waits_for_its_twin(doors: Doors) -> None:
+    """The twin is shown late; it is ended and paid for before anything more is ordered."""
+    doors.provider.script("create", TWICE)
+    doors.provider.pod_scripts.extend(
+        [PodScript(unseen=6), PodScript(until_running=0, num_gpus=0), PodScript()]
+    )
+    clock = HurriedClock()
+    door = doors(visible_s=600.0, clock=clock)
+    door.submit(tiny(), {})
+    wait_for(lambda: doors.provider.count("terminate") >= 2, what="the twin to be ended")
+    assert doors.provider.count("create") == 1
+    clock.leap(601)
+    wait_for(lambda: doors.provider.count("create") == 2, what="the next order")
+    clock.leap(601)
+
+    assert ended(door).reason is ExitReason.COMPLETED
+    released(door)
+    first, second, third = doors.provider.all_pods
+    assert first.name == second.name != third.name
+    assert doors.provider.alive() == []
 
 
 def test_the_sweep_ends_our_strays_and_nobody_elses(doors: Doors) -> None:

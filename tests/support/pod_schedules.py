@@ -221,9 +221,9 @@ def run_schedule(seed: int, *, has_reaper: bool = True, scratch: Path) -> Outcom
     clock = ManualClock()
     outcome = Outcome(seed)
     caps = {
-        "usd_hour": dice.choice([3.0, 6.0]),
+        "usd_hour": dice.choice([6.0, 12.0]),
         "usd_run": 1e9,
-        "usd_day": dice.choice([2.0, 10.0, 30.0]),
+        "usd_day": dice.choice([4.0, 10.0, 30.0]),
         "usd_month": 40.0,
     }
     hands = [name for name in ("agent", "terminateAfter") if dice.random() < 0.6]

@@ -76,6 +76,7 @@ class PodRecord:
         detail: Why the last candidate was given up.
         rented: Every pod that the job had, with its cost.
         released_at: When the last of them was known to be gone, RFC 3339; None before.
+        may_be_two: Whether the order may have been carried out twice, for all that is known.
     """
 
     job_id: str
@@ -92,6 +93,7 @@ class PodRecord:
     detail: str = ""
     rented: tuple[Rented, ...] = ()
     released_at: str | None = None
+    may_be_two: bool = False
 
     def cost_usd(self, now: datetime) -> float:
         """What all pods of the job have cost, by price and time."""

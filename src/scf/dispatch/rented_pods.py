@@ -32,9 +32,11 @@ from scf.dispatch.runpod_model import GpuOffer, Pod, PodOrder, PodStatus
 from scf.dispatch.sweeping import name_prefix, strays, sweep
 from scf.dispatch.transfer import BoxUnreachable, SshBox, SshLink
 
-# A pod may be ended a little late, and a second one of its name lives until it is seen: this much
-# more is promised for each.
+# A pod may be ended a little late: this much more is promised for each.
 OVERRUN_S = 300.0
+# A repeated delivery makes two pods of one order. The second is found in the list and ended, unless
+# nobody looks any more; so an order is promised twice until it is known that there is one pod.
+PODS_OF_AN_ORDER = 2
 
 
 class RentedPods:
@@ -80,13 +82,15 @@ class RentedPods:
         del facts
         record = self._book.read(job_id)
         if record is None or record.state is PodState.NONE:
-            self._order(spec, record)
+            if record is None or not self._a_second_may_come(record):
+                self._order(spec, record)
             return None
         if record.state is PodState.INTENDED:
             self._resolve(record)
             return None
         self._sweep_once_a_look()
         pod = self._present(record)
+        record = self._known_to_be_one(job_id)
         if pod is None:
             if self._is_gone(record):
                 self._give_up(record, "the pod is gone: somebody or something ended it")
@@ -120,6 +124,7 @@ class RentedPods:
             with contextlib.suppress(DoorUnavailable):
                 self._sweep_once_a_look()
                 self._present(record)
+                record = self._known_to_be_one(job_id)
                 if self._is_gone(record):
                     raise MachineGone(f"pod {record.pod_id} ({record.name}) is gone")
         return self._link(job_id, facts, held)
@@ -137,6 +142,8 @@ class RentedPods:
             return False
         if record.ending:
             self._confirm(record)
+            return False
+        if self._a_second_may_come(record):
             return False
         if record.released_at is None:
             now = self._clock.now()
@@ -208,12 +215,16 @@ class RentedPods:
             return
         try:
             # Those that were given up have cost something, too, and may still be ending.
-            total_usd = round(record.cost_usd(now) + max_usd, 4)
-            self._purse.approve(spec.job_id, total_usd, usd_per_h=price)
+            total_usd = round(record.cost_usd(now) + PODS_OF_AN_ORDER * max_usd, 4)
+            self._purse.approve(spec.job_id, total_usd, usd_per_h=PODS_OF_AN_ORDER * price)
         except BudgetExceeded as error:
-            raise DoorUnavailable(f"not rented: {error}", remedy=error.remedy) from error
+            raise DoorUnavailable(
+                f"not rented: {error} (an order counts twice until one pod is known of it)",
+                remedy=error.remedy,
+            ) from error
         order = self._order_of(record, candidate)
-        self._book.write(record)  # from here on there may be a pod of this name
+        # From here on there may be a pod of this name, or two.
+        self._book.write(dataclasses.replace(record, may_be_two=True))
         try:
             created = self._client.create(order, route=self._rental.route)
         except NotPlaced as error:
@@ -229,7 +240,7 @@ class RentedPods:
         else:
             usd_per_h = created.cost_usd_per_h or price
             created_record = dataclasses.replace(
-                record, state=PodState.CREATED, pod_id=created.pod_id
+                record, state=PodState.CREATED, pod_id=created.pod_id, may_be_two=True
             )
             self._book.write(_with_costs(created_record, {created.pod_id: usd_per_h}))
 
@@ -288,10 +299,45 @@ class RentedPods:
             self._book.write(_with_costs(looked, _prices_of(namesakes)))
         return found
 
+    def _known_to_be_one(self, job_id: str) -> PodRecord:
+        """The job's record after a look; what was promised for a second pod is given back."""
+        record = self._book.read(job_id)
+        assert record is not None, "a job with a pod has a record"
+        if not record.may_be_two or not record.was_seen or self._may_still_be_hidden(record):
+            return record
+        if any(self._board.times_missing(pod_id) < 2 for pod_id in record.ending):
+            return record  # the second one, or one before, may live
+        now = self._clock.now()
+        total_usd = record.max_usd
+        for pod in record.rented:
+            total_usd += 0.0 if pod.pod_id == record.pod_id else pod.cost_usd(now)
+        usd_per_h = sum(p.usd_per_h for p in record.rented if p.pod_id == record.pod_id)
+        with contextlib.suppress(BudgetExceeded):  # a cap was lowered meanwhile: it stays as it is
+            self._purse.approve(job_id, round(total_usd, 4), usd_per_h=usd_per_h)
+        one = dataclasses.replace(record, may_be_two=False)
+        self._book.write(one)
+        return one
+
+    def _a_second_may_come(self, record: PodRecord) -> bool:
+        """Whether a pod of an order that was given up may still be shown; one that is, is ended."""
+        if not record.may_be_two:
+            return False
+        shown = [pod for pod in self._board.pods() if pod.name == record.name]
+        new = [pod for pod in shown if pod.pod_id not in {known.pod_id for known in record.rented}]
+        if new:
+            ending = (*record.ending, *self._told_to_end([pod.pod_id for pod in new]))
+            self._book.write(
+                _with_costs(dataclasses.replace(record, ending=ending), _prices_of(new))
+            )
+        return bool(new) or self._may_still_be_hidden(record)
+
+    def _may_still_be_hidden(self, record: PodRecord) -> bool:
+        return self._age_s(record) <= self._rental.visible_s
+
     def _is_gone(self, record: PodRecord) -> bool:
         if record.pod_id is None or self._board.times_missing(record.pod_id) < 2:
             return False
-        return record.was_seen or self._age_s(record) > self._rental.visible_s
+        return record.was_seen or not self._may_still_be_hidden(record)
 
     def _fault_of(self, pod: Pod, record: PodRecord) -> str | None:
         if pod.cost_usd_per_h > self._rental.max_usd_per_h:
