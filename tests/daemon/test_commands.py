@@ -108,19 +108,21 @@ def test_paused_starts_nothing_but_records_what_ends(
 def test_stop_drains_and_stop_now_asks_the_job_to_end(works: Works) -> None:
     """Either way the daemon ends with 0 and the next one goes on."""
     works.drop("a.ndjson", range(120))
-    with works.process(SCF_TINY=json.dumps({"train_sleep_s": 1.0})) as daemon:
+    go = works.base / "go"
+    with works.process(SCF_TINY=json.dumps({"train_until": str(go)})) as daemon:
         works.wait_for_state(State.SUBMITTED)
         assert works.cli("stop") == 0
-        assert daemon.wait(timeout=60) == 0
+        go.touch()
+        assert daemon.wait(timeout=240) == 0
     assert works.runs()[0].state is State.RETURNED
 
     works.drop("b.ndjson", range(120, 240))
     works.until_idle()
     works.drop("c.ndjson", range(240, 360))
-    with works.process(SCF_TINY=json.dumps({"train_sleep_s": 60.0})) as daemon:
+    with works.process(SCF_TINY=json.dumps({"train_sleep_s": 240})) as daemon:
         works.wait_for_state(State.SUBMITTED)
         assert works.cli("stop", "--mode", "now") == 0
-        assert daemon.wait(timeout=60) == 0
+        assert daemon.wait(timeout=240) == 0
     run = works.runs()[-1]
     assert (run.state, run.tries) == (State.LOST, 0)
     assert works.cli("stop") == 3
@@ -145,7 +147,7 @@ class EndsBetweenLooks:
 
 def test_no_end_is_left_unrecorded_by_a_stop(works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever look sees it first: the daemon leaves when the end is noted, not before."""
-    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 60.0}))
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 240}))
     works.drop("a.ndjson", range(120))
     looks: list[Dispatcher] = []
 
@@ -209,7 +211,7 @@ def test_a_cancelled_run_ends_its_job_and_is_not_made_again(
     works: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First the job ends, then the run; the same fossils start no second one."""
-    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 60}))
+    monkeypatch.setenv("SCF_TINY", json.dumps({"train_sleep_s": 240}))
     works.drop("a.ndjson", range(120))
     with works.conductor() as (conductor, _):
         tick_until(conductor, lambda _: bool(conductor.store.runs({State.SUBMITTED})))

@@ -115,11 +115,13 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(works: Works, seed: int
 
 def test_a_stopped_daemon_goes_on_where_it_was(works: Works) -> None:
     """SIGSTOP for a while, as a sleeping machine does: it goes on, nothing is repeated."""
-    with works.process("--until-idle", SCF_TINY=json.dumps({"train_sleep_s": 0.5})) as child:
+    go = works.base / "go"
+    with works.process("--until-idle", SCF_TINY=json.dumps({"train_until": str(go)})) as child:
         works.wait_for_state(State.SUBMITTED)
         child.send_signal(signal.SIGSTOP)
+        go.touch()  # the job ends meanwhile
         time.sleep(1.5)
         child.send_signal(signal.SIGCONT)
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=120) == 0
 
     require_once(works)

@@ -22,7 +22,7 @@ from support.waiting import wait_for
 
 
 def bundle(tmp_path: Path, kind: str = "tiny", **todo: object) -> Bundle:
-    spec = JobSpec(job_id="job-1", kind=kind, deadline_s=30.0, config=todo)
+    spec = JobSpec(job_id="job-1", kind=kind, deadline_s=600.0, config=todo)
     return make_bundle(Folder.at(tmp_path / "jobs"), spec, {})
 
 
@@ -54,13 +54,13 @@ def test_a_folder_that_is_no_bundle_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_two_workers_at_one_bundle_are_refused(tmp_path: Path) -> None:
-    made = bundle(tmp_path, sleep_s=30.0, listens=True)
+    made = bundle(tmp_path, sleep_s=240.0, listens=True)
     with subprocess.Popen([*WORKER, str(made.path)], env=python_env()) as first:
         started = made.path / "outputs" / "started"
         wait_for(lambda: started.exists() and started.read_text(), what="the program")
         second = work(made.path)
         first.send_signal(signal.SIGTERM)
-        first.wait(timeout=20)
+        first.wait(timeout=120)
 
     assert second.returncode == 1
     assert "another worker" in second.stderr
@@ -85,7 +85,7 @@ def test_the_lock_ends_a_job_that_was_started_by_hand(tmp_path: Path) -> None:
 def test_an_input_that_differs_is_bad_data(tmp_path: Path) -> None:
     """The program is not started."""
     plan = JobInput("plan.json", "inputs/plan.json", sha256_hex(b"{}"))
-    spec = JobSpec(job_id="job-1", kind="tiny", deadline_s=30.0, inputs=(plan,))
+    spec = JobSpec(job_id="job-1", kind="tiny", deadline_s=600.0, inputs=(plan,))
     made = make_bundle(Folder.at(tmp_path / "jobs"), spec, {"plan.json": b"{}"})
     check_inputs(made.path, spec)
     (made.path / "inputs" / "plan.json").write_bytes(b"{ }")

@@ -14,7 +14,7 @@ from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import ExitReason, JobExit, JobInput, JobPhase, JobSpec
 from scf.dispatch.local import LocalDoor
 from scf.storage.partitions import Folder
-from support.rented_pods import cluster_door, runpod_door
+from support.rented_pods import runpod_door
 from support.ssh_boxes import ssh_door
 from support.tiny_worker import WORKER
 from support.waiting import is_gone, wait_for
@@ -30,7 +30,7 @@ def local_door(tmp_path: Path) -> MakeDoor:
 
 
 # One line a door.
-DOORS = {"local": local_door, "ssh": ssh_door, "runpod": runpod_door, "cluster": cluster_door}
+DOORS = {"local": local_door, "ssh": ssh_door, "runpod": runpod_door}
 
 
 @pytest.fixture(
@@ -44,7 +44,7 @@ def make_door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDo
 
 
 def spec(job_id: str = "run-1-train-1", **todo: object) -> JobSpec:
-    return JobSpec(job_id=job_id, kind="tiny", deadline_s=30.0, config=todo)
+    return JobSpec(job_id=job_id, kind="tiny", deadline_s=600.0, config=todo)
 
 
 def ended(door: Dispatcher, job_id: str) -> JobExit:
@@ -155,7 +155,7 @@ def test_an_unknown_kind_is_bad_data(make_door: MakeDoor) -> None:
 def test_a_deadline_ends_the_job(make_door: MakeDoor) -> None:
     """The job may save its state first."""
     door = make_door()
-    door.submit(replace(spec(sleep_s=60, listens=True), deadline_s=0.5), {})
+    door.submit(replace(spec(sleep_s=240, listens=True), deadline_s=0.5), {})
 
     record = ended(door, "run-1-train-1")
 
@@ -166,7 +166,7 @@ def test_a_deadline_ends_the_job(make_door: MakeDoor) -> None:
 def test_cancel_lets_the_job_save_its_state(make_door: MakeDoor, tmp_path: Path) -> None:
     """Twice is as good as once, and the reason is `cancelled`."""
     door = make_door()
-    door.submit(spec(sleep_s=60, listens=True), {})
+    door.submit(spec(sleep_s=240, listens=True), {})
     running(door, "run-1-train-1", bundle_of(tmp_path, "run-1-train-1"))
 
     door.cancel("run-1-train-1")
@@ -180,7 +180,7 @@ def test_cancel_lets_the_job_save_its_state(make_door: MakeDoor, tmp_path: Path)
 
 def test_cancel_at_once_ends_every_process_of_the_job(make_door: MakeDoor, tmp_path: Path) -> None:
     """Also a program that does not listen, and what it has started; found again after a restart."""
-    make_door().submit(spec(sleep_s=60, deaf=True, child=True), {})
+    make_door().submit(spec(sleep_s=240, deaf=True, child=True), {})
     outputs = bundle_of(tmp_path, "run-1-train-1") / "outputs"
     running(make_door(), "run-1-train-1", outputs.parent)
     pids = [int((outputs / name).read_text()) for name in ("started", "child.pid")]

@@ -1,7 +1,6 @@
 """A program that is run with limits leaves nothing behind and tells nothing."""
 
 import sys
-import time
 
 import pytest
 
@@ -19,29 +18,21 @@ def test_input_and_output_pass_through_pipes_of_any_size() -> None:
     data = bytes(range(256)) * 4000
     code = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read()[::-1])"
 
-    finished = run_limited(python(code), stdin=data, limit_s=20, stdout_max_bytes=2**21)
+    finished = run_limited(python(code), stdin=data, limit_s=240, stdout_max_bytes=2**21)
 
     assert finished.stdout == data[::-1]
     assert (finished.returncode, finished.fault) == (0, None)
 
 
 def test_a_program_that_takes_too_long_is_ended_with_its_children() -> None:
-    code = (
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "sys.stdout.write(str(child.pid)); sys.stdout.flush(); time.sleep(60)"
-    )
-    before = time.monotonic()
+    finished = run_limited(["sh", "-c", "sleep 240 & echo $!; sleep 240"], limit_s=4.0)
 
-    finished = run_limited(python(code), limit_s=1.0)
-
-    assert finished.fault == "took longer than 1 s"
-    assert time.monotonic() - before < 10
+    assert finished.fault == "took longer than 4 s"
     wait_for(lambda: is_gone(int(finished.stdout)), what="the child to be gone")
 
 
 def test_a_program_that_closes_its_output_and_stays_is_ended() -> None:
-    code = "import os, time; os.close(1); os.close(2); time.sleep(60)"
+    code = "import os, time; os.close(1); os.close(2); time.sleep(240)"
 
     assert run_limited(python(code), limit_s=1.0).fault == "took longer than 1 s"
 
@@ -49,7 +40,7 @@ def test_a_program_that_closes_its_output_and_stays_is_ended() -> None:
 def test_endless_output_is_cut() -> None:
     code = "import sys\nwhile True: sys.stdout.write('x' * 10000)"
 
-    finished = run_limited(python(code), limit_s=20, stdout_max_bytes=50_000)
+    finished = run_limited(python(code), limit_s=240, stdout_max_bytes=50_000)
 
     assert finished.fault == "said more than 50000 bytes"
     assert len(finished.stdout) < 200_000
@@ -57,7 +48,7 @@ def test_endless_output_is_cut() -> None:
 
 def test_a_program_that_does_not_listen_is_no_fault() -> None:
     """It ends before it has read what it is told."""
-    assert run_limited(["true"], stdin=bytes(2**20), limit_s=10).returncode == 0
+    assert run_limited(["true"], stdin=bytes(2**20), limit_s=240).returncode == 0
 
 
 def test_only_an_allow_list_of_the_environment_is_passed_on(
@@ -65,7 +56,7 @@ def test_only_an_allow_list_of_the_environment_is_passed_on(
 ) -> None:
     monkeypatch.setenv("RUNPOD_API_KEY", "canary")
 
-    said = run_limited(["env"], limit_s=10).stdout
+    said = run_limited(["env"], limit_s=240).stdout
 
     assert b"PATH=" in said
     assert b"canary" not in said

@@ -36,7 +36,7 @@ def door(drive: Drive, home: Path) -> LocalDoor:
 
 
 def tiny(**todo: object) -> JobSpec:
-    return JobSpec(job_id="job-1", kind="tiny", deadline_s=30.0, config=todo)
+    return JobSpec(job_id="job-1", kind="tiny", deadline_s=600.0, config=todo)
 
 
 def start(door: LocalDoor, **todo: object) -> int:
@@ -58,6 +58,7 @@ def test_a_job_survives_the_kill_of_the_process_that_submitted_it(
     door: LocalDoor, home: Path
 ) -> None:
     """kill -9 of the daemon leaves the job running, and the next daemon finds it."""
+    go = home / "go"
     script = f"""
 import os, signal
 from pathlib import Path
@@ -65,20 +66,21 @@ from scf.dispatch.job import JobSpec
 from scf.dispatch.local import LocalDoor
 from scf.storage.partitions import Folder
 door = LocalDoor(Folder.at(Path({str(door.jobs.path)!r})), Path({str(home)!r}), worker={WORKER!r})
-door.submit(JobSpec(job_id="job-1", kind="tiny", deadline_s=30.0, config={{"sleep_s": 1.0}}), {{}})
+door.submit(JobSpec(job_id="job-1", kind="tiny", deadline_s=600.0, config={{"until": {str(go)!r}}}), {{}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     result = subprocess.run([sys.executable, "-c", script], check=False)
 
     assert result.returncode == -signal.SIGKILL
     assert door.poll("job-1").phase is JobPhase.RUNNING
+    go.touch()
     assert reason(door) is ExitReason.COMPLETED
     assert (door.collect("job-1") / "outputs" / "count").read_text() == "once\n"
 
 
 def test_a_job_whose_processes_are_all_killed_is_lost(door: LocalDoor) -> None:
     """Nobody asked for it and there is no exit record: `lost`."""
-    start(door, sleep_s=60)
+    start(door, sleep_s=240)
     os.killpg(door.poll("job-1").placement["pid"], signal.SIGKILL)
 
     assert reason(door) is ExitReason.LOST
@@ -88,7 +90,7 @@ def test_a_program_without_its_worker_still_counts_as_running_and_can_be_ended(
     door: LocalDoor,
 ) -> None:
     """When the worker alone is killed, the program holds the job's lock, and the group is found."""
-    start(door, sleep_s=60)
+    start(door, sleep_s=240)
     os.kill(door.poll("job-1").placement["pid"], signal.SIGKILL)
 
     assert door.poll("job-1").phase is JobPhase.RUNNING
@@ -100,7 +102,7 @@ def test_a_worker_that_dies_with_the_cancellation_unread_takes_its_program_along
     door: LocalDoor,
 ) -> None:
     """The signal reached the worker and the worker died of another one first."""
-    start(door, sleep_s=60)
+    start(door, sleep_s=240)
     worker = door.poll("job-1").placement["pid"]
     os.kill(worker, signal.SIGSTOP)
     door.cancel("job-1")
@@ -111,13 +113,13 @@ def test_a_worker_that_dies_with_the_cancellation_unread_takes_its_program_along
 
 def test_the_worker_sees_the_emergency_lock_by_itself(door: LocalDoor, home: Path) -> None:
     """With no daemon alive, a lock file still ends the job with all its processes."""
-    start(door, sleep_s=60, deaf=True, child=True)
+    start(door, sleep_s=240, deaf=True, child=True)
     child = int((door.jobs.path / "job-1" / "outputs" / "child.pid").read_text())
 
     EmergencyLock(home).set("smoke", now=SystemClock().now())
 
     status = wait_for(
-        lambda: (s := door.poll("job-1")).phase is JobPhase.ENDED and s, what="the end", limit_s=3
+        lambda: (s := door.poll("job-1")).phase is JobPhase.ENDED and s, what="the end"
     )
     assert status.exit is not None
     assert status.exit.reason is ExitReason.CANCELLED
@@ -138,7 +140,7 @@ def test_a_job_can_be_ended_when_the_drive_has_gone(
     door: LocalDoor, drive: Drive, tmp_path: Path
 ) -> None:
     """What is needed to find its processes lies on the internal disk; no folder appears instead."""
-    pid = start(door, sleep_s=60)
+    pid = start(door, sleep_s=240)
     drive.root.rename(tmp_path / "pulled")
 
     door.cancel("job-1", at_once=True)
@@ -170,7 +172,7 @@ from scf.dispatch.job import JobSpec
 from scf.dispatch.local import LocalDoor
 from scf.storage.partitions import Folder
 door = LocalDoor(Folder.at(Path({str(jobs.path)!r})), Path({str(home)!r}), worker={WORKER!r})
-door.submit(JobSpec(job_id="job-1", kind="tiny", deadline_s=30.0), {{}})
+door.submit(JobSpec(job_id="job-1", kind="tiny", deadline_s=600.0), {{}})
 """
     for name in ("durable.before_rename", "durable.folder.before_rename"):
         env = {**os.environ, "SCF_FAIL": f"{name}:kill"}

@@ -220,11 +220,11 @@ def test_what_nobody_has_measured_is_not_refused(drive: Drive) -> None:
 
 
 def test_the_look_at_a_budget_costs_microseconds(drive: Drive) -> None:
-    """No walk per write: a look takes well under a tenth of a millisecond."""
+    """No walk per write: a look takes well under a tenth of a millisecond of this thread."""
     survey(drive, model_zoo=1)
     folder = drive.folder("model_zoo", "a", "b")
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(1000):
         folder.admit(1)
 
-    assert (time.perf_counter() - began) / 1000 < 1e-4
+    assert (time.thread_time() - began) / 1000 < 1e-4

@@ -30,6 +30,19 @@ class ManualClock:
         self._now += timedelta(seconds=seconds)
 
 
+class HurriedClock(SystemClock):
+    """Seconds pass as they do; the calendar leaps when the test says so."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self._ahead
+
+    def leap(self, seconds: float) -> None:
+        self._ahead += timedelta(seconds=seconds)
+
+
 class CalendarClock(SystemClock):
     """The calendar is the test's; seconds pass as they do, and waiting takes its time."""
 

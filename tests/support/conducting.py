@@ -100,7 +100,7 @@ class Works:
 
     def run_process(self, *options: str, **env: str) -> int:
         """Run it to its end."""
-        return self.start(*options, **env).wait(timeout=60)
+        return self.start(*options, **env).wait(timeout=240)
 
     def cli(self, *arguments: str) -> int:
         """The `scf` command, in this process."""
@@ -120,7 +120,7 @@ class Works:
         finally:
             store.close()
 
-    def wait_for_state(self, state: State, *, limit_s: float = 30.0) -> Run:
+    def wait_for_state(self, state: State, *, limit_s: float = 120.0) -> Run:
         """Until the newest run stands at `state`."""
         database = self.home / "runs.db"
 
@@ -164,7 +164,7 @@ class Works:
 
 
 def tick_until(
-    conductor: Conductor, done: Callable[[Tick], bool], *, limit_s: float = 30.0
+    conductor: Conductor, done: Callable[[Tick], bool], *, limit_s: float = 120.0
 ) -> Tick:
     """Tick until `done` says so."""
     deadline = time.monotonic() + limit_s

@@ -71,7 +71,7 @@ def shaped(cable: Cable, mbit: float) -> Iterator[None]:
     """At most `mbit` from here to there. The cable's end takes it away."""
     limit = ["rate", f"{mbit:g}mbit", "burst", "512kb", "latency", "100ms"]
     command = ["tc", "qdisc", "add", "dev", cable.link_here, "root", "tbf", *limit]
-    subprocess.run(command, check=True, capture_output=True, timeout=10)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     yield
 
 
@@ -133,7 +133,7 @@ def send_with_cuts(
         )  # fmt: skip
     finally:
         done.set()
-        cutter.join(5)
+        cutter.join()
         server.stop()
         cable.remove()
 

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,12 @@ from scf.storage.partitions import Folder
 from support.tiny_worker import HERE
 
 WORKER = ("{python}", str(HERE / "tiny_worker.py"))
-QUICK = FollowSettings(worker=WORKER, look_s=0.08, retry_s=0.05, retry_max_s=0.3, patience_s=1.0)
+QUICK = FollowSettings(worker=WORKER, look_s=0.08, retry_s=0.05, retry_max_s=0.3, patience_s=300)
+# For tests in which the box goes away, and the door is to say so.
+IMPATIENT = replace(QUICK, patience_s=1.0)
+# Below the ports that connections to elsewhere are given: nothing takes one of a server that is away.
+PORTS = range(12_000, 30_000)
+UP_S = 60.0
 
 
 @dataclass
@@ -47,15 +53,16 @@ class Sshd:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        if self.netns:
-            time.sleep(0.3)
-            return
-        for _ in range(200):
+        deadline = time.monotonic() + UP_S
+        while time.monotonic() < deadline:
             with socket.socket() as probe:
+                probe.settimeout(1.0)
                 if probe.connect_ex((self.host, self.port)) == 0:
                     return
+            if self.process.poll() is not None:
+                break
             time.sleep(0.02)
-        raise AssertionError("sshd did not come up")
+        raise AssertionError(f"sshd did not come up at {self.host}:{self.port}")
 
     def stop(self) -> None:
         """End the server and every connection that it serves."""
@@ -79,8 +86,8 @@ class Sshd:
             identity=self.folder / "id",
             root=str(root),
             python=sys.executable,
-            connect_timeout_s=5,
-            keepalive_s=2,
+            connect_timeout_s=60,
+            keepalive_s=20,
         )
         return replace(box, **changes)
 
@@ -114,7 +121,7 @@ def start_sshd(
     for name, given in (("host_key", host_key), ("id", authorised)):
         if given is None:
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-            subprocess.run(command, check=True, capture_output=True, timeout=30)
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
     if host_key is not None:
         (folder / "host_key").touch(mode=0o600)
         (folder / "host_key").write_bytes(host_key)
@@ -122,15 +129,13 @@ def start_sshd(
     (folder / "authorized_keys").write_text(f"{keys.strip()}\n")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     more = "".join(f" {name}={value}" for name, value in (environment or {}).items())
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress {host}\nHostKey {folder / 'host_key'}\n"
         f"AuthorizedKeysFile {folder / 'authorized_keys'}\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
-        "PermitRootLogin prohibit-password\nClientAliveInterval 2\nMaxStartups 100\nUseDNS no\n"
+        "PermitRootLogin prohibit-password\nClientAliveInterval 20\nMaxStartups 100\nUseDNS no\n"
         # The login shell reads its start-up files there, and not those of whoever runs the tests.
         f"SetEnv HOME={folder}{more}\n"
         + (f'ForceCommand cd {folder} && eval "$SSH_ORIGINAL_COMMAND"\n' if is_pod else "")
@@ -139,6 +144,15 @@ def start_sshd(
     sshd.start()
     atexit.register(sshd.stop)
     return sshd
+
+
+def _free_port() -> int:
+    """A port that nobody listens on, and that is not the one which another process would be given."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 `tiny_jobs.py train|measure|...` are the programs; as a worker (`worker.py` beside it) they stand in
 for the kinds `train_ebdm` and `measure`. What they do wrong is said by `SCF_TINY`, a JSON object:
-{"train_sleep_s", "train_exit", "train_error", "child", "gain", "champion_gain", "measure_exit"}.
+{"train_sleep_s", "train_until" (a file), "train_exit", "train_error", "child", "gain", "champion_gain", "measure_exit"}.
 """
 
 import argparse
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,9 +30,11 @@ def train(options: argparse.Namespace) -> int:
             note = {"event": "step", "step": step, "max_steps": 2, "steps_per_s": 10.0, "loss": 0.5}
             notes.write(json.dumps(note) + "\n")
     if todo.get("child"):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(240)"])
         Path("outputs/child.pid").write_text(str(child.pid))
     time.sleep(todo.get("train_sleep_s", 0.0))
+    while "train_until" in todo and not Path(todo["train_until"]).exists():
+        time.sleep(0.02)
     if todo.get("full"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if todo.get("train_error"):
@@ -81,4 +84,5 @@ if __name__ == "__main__":
     parser.add_argument("--champion")
     parser.add_argument("--scratch")
     given = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see tiny_worker.py
     sys.exit(train(given) if given.what == "train" else measure(given))

@@ -15,8 +15,9 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif todo.get("listens"):
         signal.signal(signal.SIGTERM, _save_and_leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see tiny_worker.py
     if todo.get("child"):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(240)"])
         Path("outputs/child.pid").write_text(str(child.pid))
     Path("outputs/started").write_text(str(os.getpid()))
     with Path("progress.ndjson").open("a") as notes:
@@ -25,6 +26,8 @@ def main() -> int:
             for step in range(1, 4)
         )
     time.sleep(todo.get("sleep_s", 0.0))
+    while "until" in todo and not Path(todo["until"]).exists():
+        time.sleep(0.02)
     with Path("outputs/count").open("a") as file:
         file.write("once\n")
     if todo.get("link"):

@@ -6,8 +6,11 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from scf.daemon import gpu_worker
 from scf.dispatch.job import JobSpec
@@ -37,7 +40,19 @@ def novelty(spec: JobSpec) -> list[str]:
     return [sys.executable, "-c", program, said]
 
 
+class _Popen(subprocess.Popen[bytes]):
+    """A program begins with SIGTERM held back, until it is ready to listen: however slow its start."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            super().__init__(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 if __name__ == "__main__":
+    subprocess.Popen = _Popen  # type: ignore[misc]
     sys.exit(
         gpu_worker.main(
             kinds={

@@ -1,4 +1,7 @@
-"""Wait, with a limit, for something that happens in another process."""
+"""Wait, with a limit, for something that happens in another process.
+
+The limit says that something will never happen, not how fast it must: a machine may be busy.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from scf.dispatch.process import start_time_text
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T | None], *, what: str, limit_s: float = 20.0) -> T:
+def wait_for(look: Callable[[], T | None], *, what: str, limit_s: float = 120.0) -> T:
     """The first true answer of `look`; fails with `what` after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:

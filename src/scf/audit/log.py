@@ -161,6 +161,18 @@ class AuditLog:
             log._refresh()
         return log
 
+    @classmethod
+    def at(cls, folder: Folder, home: Path, clock: Clock) -> "AuditLog":
+        """The log as it is published, for a look that must not write.
+
+        What a crash left unfinished stays so: an entry that was committed and not published is not
+        seen.
+
+        Raises:
+            KeyMissing: The home has no foundry.pub.
+        """
+        return cls(folder, home, None, public_keys(home / "keys")["foundry"], clock)
+
     def append(
         self,
         event: str,

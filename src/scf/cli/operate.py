@@ -262,12 +262,17 @@ def status(context: Context, watch: bool, as_json: bool) -> None:
 @json_option
 @common_options
 def runs(context: Context, limit: int, as_json: bool) -> None:
-    """List runs, oldest first: state, tries and reason."""
+    """List runs, oldest first: state, tries and reason; and why the next one is held back."""
+    from scf.daemon.heartbeat import read_state
+
     with _store(context) as store:
         found = store.runs(limit=limit) if store is not None else []
+    held = read_state(context.config.home).get("held")
     if as_json:
-        emit({"schema_version": 1, "runs": [run.to_json() for run in found]})
+        emit({"schema_version": 1, "runs": [run.to_json() for run in found], "held": held})
         return
+    if held is not None:
+        talk(f"The next run is held back: {held['reason']}.")
     if not found:
         talk("No runs yet. `scf ingest PATH`, then `scf daemon run`.")
     for run in found:

@@ -70,7 +70,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
         **{
             name: Limit(name, what, _dollars, lambda value: f"{value:.2f} USD", default)
             for name, what, default in (
-                ("usd_hour", "what all rented machines together may cost by the hour", 5.0),
+                ("usd_hour", "what all rented machines together may cost by the hour", 8.0),
                 ("usd_run", "what all attempts of one run may cost together", 25.0),
                 ("usd_day", "nothing more is rented once this is spent in a day (UTC)", 25.0),
                 ("usd_month", "nothing more is rented once this is spent in a month (UTC)", 50.0),

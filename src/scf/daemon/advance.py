@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from scf.core.errors import BudgetExceeded, DoorError, DriveError, EmergencyLocked
+from scf.core.errors import (
+    BudgetExceeded,
+    DoorError,
+    DriveError,
+    EmergencyLocked,
+    SubmissionUnknown,
+)
 from scf.daemon.commands import CANCELS
 from scf.daemon.pipeline import RECORDING, STAGES, cancel
 from scf.daemon.stage import Bench, Move, Retry, Step, Wait
@@ -111,6 +117,7 @@ def advance(run: Run, bench: Bench, *, log: Any, talk: Callable[[str], None]) ->
 def _try_stage(run: Run, bench: Bench, log: Any, *, is_cancelled: bool) -> Step:
     try:
         step = (cancel if is_cancelled else STAGES[run.state])(run, bench)
+        bench.unanswered.pop(run.run_id, None)
         if not isinstance(step, Wait):
             failpoint("pipeline.effect_done")
         return step
@@ -119,6 +126,11 @@ def _try_stage(run: Run, bench: Bench, log: Any, *, is_cancelled: bool) -> Step:
     except BudgetExceeded as error:
         # Not the run's fault; a smaller run may still find room, so the others go on.
         return Retry(str(error), counts=False, full=error)
+    except SubmissionUnknown as error:
+        # The job may run, and the door finds it when it is asked again: no failure of the run's
+        # own, unless the door never says.
+        times = bench.unanswered[run.run_id] = bench.unanswered.get(run.run_id, 0) + 1
+        return Retry(str(error), counts=times >= bench.max_attempts)
     except DoorError as error:
         # A door that does not answer says nothing about a job that it has.
         return Retry(str(error), counts=run.state not in RECORDING)

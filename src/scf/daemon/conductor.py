@@ -273,7 +273,8 @@ class Conductor:
         if full is not None:
             raise full
         tries_max = settings.max_attempts
-        is_plan_due = because.is_time and "plan" not in self._errands.given_up(tries_max=tries_max)
+        given_up = self._errands.given_up(tries_max=tries_max)
+        is_plan_due = because.is_time and self._errands.held is None and "plan" not in given_up
         self.operator.feel(len(signs.dropped) + signs.unsettled + is_plan_due + self._num_due)
         is_idle = not (
             did
@@ -415,10 +416,12 @@ class Conductor:
 
     def _show(self, tick: Tick) -> None:
         trouble = str(tick.trouble) if tick.trouble is not None else None
+        held = self._errands.held if self._errands is not None else None
         about = {
             "gear": self.operator.gear,
             "gear_is_auto": self.operator.is_auto,
             "trouble": trouble,
+            "held": held.to_json() if held is not None else None,
         }
         if self._heartbeat.show(tick.state, **about):
             self._log.info("daemon.state", state=str(tick.state), trouble=trouble)

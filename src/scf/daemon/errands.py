@@ -18,6 +18,7 @@ from scf.core.errors import (
 from scf.core.units import format_duration
 from scf.daemon.advance import BACKOFF_FIRST_S, backoff_s
 from scf.daemon.commands import RUN_NOW
+from scf.daemon.holding import Held, Holding
 from scf.daemon.novelty import Strangeness
 from scf.daemon.orient import describe, may_plan, orient
 from scf.daemon.pulse import Dropped, Pulse, Signs
@@ -42,6 +43,7 @@ class Errands:
 
     Attributes:
         full: Set where the last round found a disk without room.
+        held: What held the run back that was due in the last round.
     """
 
     bench: Bench
@@ -52,13 +54,20 @@ class Errands:
     talk: Callable[[str], None]
     still_alive: Callable[[], None] = lambda: None
     full: BudgetExceeded | None = None
+    held: Held | None = field(default=None, init=False)
+    _holding: Holding = field(init=False)
+    _held_told: Held | None = None
     _clean_at: float = 0.0
     _tries: dict[str, int] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        rooms = self.bench.rooms
+        self._holding = Holding(rooms, self.bench.store, rooms.seen_looks)
+
     def run_all(self, signs: Signs, because: Because, *, auto_release: bool) -> bool:
         """One round: at most one file, one intent, one release. Whether anything was done."""
-        self.full = None
+        self.full = self.held = None
         did = self._try("audit", self.log_transitions)
         dropped = next((d for d in signs.dropped if self._is_due(f"ingest {d.name}")), None)
         if dropped is not None:
@@ -163,7 +172,17 @@ class Errands:
         return bool(removed)
 
     def plan(self, because: str) -> bool:
-        """Note an intent about what the vault holds."""
+        """Note an intent about what the vault holds, unless it is known to come to nothing."""
+        self.held = held = self._holding.look(self.pulse.prefix)
+        if held is None:
+            return self._note(because)
+        if held != self._held_told:
+            self._held_told = held
+            self.log.info("run.held_back", because=because, **held.to_json())
+            self.talk(f"no run yet, {because}: {held.reason}")
+        return False
+
+    def _note(self, because: str) -> bool:
         prefix = self.pulse.prefix
         run, is_new = orient(self.bench.rooms, self.bench.store, prefix, because)
         self.pulse.planned(prefix)
@@ -174,9 +193,13 @@ class Errands:
 
     def plan_on_request(self, because: str) -> bool:
         """The operator asked for a run now: on what is there, however little is fresh."""
+        held = self._holding.look(self.pulse.prefix)
         if not self.pulse.prefix.shards:
             self.talk("run-now: not possible: the vault holds no fossils; `scf ingest PATH`")
-        elif not self.plan(because):
+        elif held is not None and held.is_impossible:
+            self.log.warning("run.not_possible", reason=held.reason)
+            self.talk(f"run-now: not possible: {held.reason}")
+        elif not self._note(f"{because}; but {held.reason}" if held is not None else because):
             self.talk("run-now: a run on just this was made before; see `scf runs`")
         self.bench.store.set(RUN_NOW, None)
         return True

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scf.audit.log import AuditLog
 from scf.config import FoundryConfig
 from scf.control.control_file import ControlFile
 from scf.control.emergency_lock import EmergencyLock
@@ -26,6 +27,7 @@ from scf.daemon.attempts import MEASURE, TRAIN
 from scf.daemon.commands import CANCELS, IS_PAUSED
 from scf.daemon.doors import access_of, box_of
 from scf.daemon.errands import RELEASED_WEEK
+from scf.daemon.holding import Held, Holding
 from scf.daemon.novelty import novelty_of
 from scf.daemon.offers import choose_door
 from scf.daemon.orient import may_plan, moment_of, situation
@@ -38,7 +40,9 @@ from scf.dispatch.registry import LOCAL, RUNPOD, SSH
 from scf.runs.record import Run
 from scf.runs.state import ACTIVE, State
 from scf.runs.store import RunStore
+from scf.storage.partitions import Folder
 from scf.vault.journal_file import JOURNAL, read_journal
+from scf.zoo.looks import SeenLooks
 
 FILES_NAMED_MAX = 10
 
@@ -206,6 +210,7 @@ def _planning(shelves: Shelves, store: RunStore, pulse: Pulse, signs: Signs) -> 
         return
     try:
         found = situation(shelves, pulse.prefix, store)
+        held = _held_back(shelves, store, pulse)
     except (InputError, MissingTool, VerificationFailed) as error:
         yield Intention("plan", "a run", now=False, why=f"{why}; not possible: {error}")
         return
@@ -213,6 +218,10 @@ def _planning(shelves: Shelves, store: RunStore, pulse: Pulse, signs: Signs) -> 
     if known is not None:
         yield Intention("plan", found.run_id, now=False, why=f"it was made: {known.state}")
         return
+    if held is not None and (held.is_impossible or not moment.is_asked):
+        yield Intention("plan", "a run", now=False, why=f"{why}; held back: {held.reason}")
+        return
+    why += f"; but {held.reason}" if held is not None else ""
     parent = found.facts["parent"]
     why += f"; {found.facts['vault_fossils']} fossils, begins from "
     why += parent["generation"] if parent else "random weights"
@@ -226,6 +235,12 @@ def _planning(shelves: Shelves, store: RunStore, pulse: Pulse, signs: Signs) -> 
     run = Run(found.run_id, found.intent, State.DISCOVERED, why, 0, None, found.facts, "", "")
     why += f"; {_door_told(shelves, store, run, _shards(shelves, pulse))}"
     yield Intention("plan", found.run_id, now=hurdle is None, why=why)
+
+
+def _held_back(shelves: Shelves, store: RunStore, pulse: Pulse) -> Held | None:
+    log = Folder(shelves.drive.root / "zk_proofs" / "audit", shelves.drive)
+    audit = AuditLog.at(log, shelves.config.home, shelves.clock)
+    return Holding(shelves, store, SeenLooks(audit)).look(pulse.prefix)
 
 
 def _shards(shelves: Shelves, pulse: Pulse) -> dict[str, Any]:

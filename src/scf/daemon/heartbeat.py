@@ -72,13 +72,15 @@ class Heartbeat:
 
 
 def read_state(home: Path) -> dict[str, Any]:
-    """The last `daemon.json`, with `state` STOPPED when no daemon holds the home's lock."""
+    """The last `daemon.json`; where no daemon holds the home's lock, `state` is STOPPED."""
     try:
         shown = durable.read_json(home / STATE_NAME, size_max_bytes=2**20)
     except InputError:
         shown = {}
     known = shown if isinstance(shown, dict) else {}
-    return known if is_running(home) else {**known, "state": str(DaemonState.STOPPED)}
+    if is_running(home):
+        return known
+    return {**known, "state": str(DaemonState.STOPPED), "held": None}
 
 
 def is_running(home: Path) -> bool:

@@ -75,11 +75,6 @@ def was_refused(attempt: Attempt) -> bool:
     return not attempt.is_open and detail.startswith(NOT_TAKEN)
 
 
-def nodes_of(config: FoundryConfig, door: str) -> int:
-    """Machines that a training job through this door asks for."""
-    return config.runpod.nodes if door == RUNPOD else 1
-
-
 def need_of(
     run: Run, plan: Mapping[str, Any], config: FoundryConfig, money_left_usd: float
 ) -> Need:
@@ -115,7 +110,6 @@ def _offer(name: str, config: FoundryConfig, doors: KnownDoors, busy_with: str |
         fault=fault,
         busy_with=busy_with,
         usd_per_h=config.runpod.max_usd_per_h if name == RUNPOD else 0.0,
-        nodes=nodes_of(config, name),
         power_w=power_w or None,
         bytes_per_s=None if name == LOCAL else config.run.upload_bytes_per_s,
     )

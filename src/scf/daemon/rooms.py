@@ -24,6 +24,7 @@ from scf.signing.keys import load_signer, public_keys, read_rotations
 from scf.signing.signer import Signer
 from scf.storage import durable
 from scf.storage.partitions import Drive, DriveMissing, Folder
+from scf.zoo.looks import SeenLooks
 
 if TYPE_CHECKING:
     from scf.fertilization.batch_plan import BatchPlan
@@ -129,11 +130,13 @@ class Rooms(Shelves):
         jobs: Where job bundles lie.
         doors: Where jobs run.
         audit: The audit log, open for writing.
+        seen_looks: Looks at the sealed pool that it records.
     """
 
     jobs: Folder
     doors: Doors
     audit: AuditLog
+    seen_looks: SeenLooks
 
     @classmethod
     def open(cls, config: FoundryConfig, clock: Clock, open_door: OpenDoor) -> "Rooms":
@@ -149,7 +152,7 @@ class Rooms(Shelves):
         folder = drive.folder("zk_proofs", "audit")
         audit = AuditLog.open(folder, config.home, signer, clock=clock)
         doors = open_doors(config, jobs, clock, open_local=open_door)
-        return cls(config, drive, clock, jobs, doors, audit)
+        return cls(config, drive, clock, jobs, doors, audit, SeenLooks(audit))
 
     @property
     def door(self) -> Dispatcher:
@@ -241,10 +244,9 @@ class Rooms(Shelves):
         """How often the sealed pool was looked at lately, by other runs than this one."""
         from scf.zoo.looks import looks_used
 
-        entries = (logged.entry for logged in self.audit.entries())
         gate = self.config.gate
         return looks_used(
-            entries,
+            self.seen_looks.all(),
             self.clock.now(),
             budget=gate.looks,
             days=gate.looks_days,

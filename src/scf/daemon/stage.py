@@ -69,6 +69,7 @@ class Bench:
         max_attempts: Tries before a run is parked.
         seen_running: When each open attempt was first seen running by this daemon (monotonic).
         told_to_end: When each attempt of a cancelled run was told to end, likewise.
+        unanswered: How often in a row a door did not say whether it started a job, by run.
         planner: Makes plans.
         checking: The plan whose shards are being checked, and how many were.
     """
@@ -78,6 +79,7 @@ class Bench:
     max_attempts: int
     seen_running: dict[str, float] = field(default_factory=dict)
     told_to_end: dict[str, float] = field(default_factory=dict)
+    unanswered: dict[str, int] = field(default_factory=dict)
     planner: Planner = field(init=False)
     checking: "tuple[str, BatchPlan, int] | None" = None
 

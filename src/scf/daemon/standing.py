@@ -78,6 +78,7 @@ def standing(config: FoundryConfig) -> dict[str, Any]:
             "plan": _plan_facts(generation),
             "chain": _chain(generation, release),
             "runs": counts,
+            "held": shown.get("held"),
             "storage": storage_facts(drive) if drive is not None else [],
             "daemon": shown,
         }
@@ -108,6 +109,8 @@ def standing_text(found: dict[str, Any]) -> str:
         lines.append(f"plan        {plan['fossils']} fossils, root {plan['merkle_root'][:16]}")
     counts = ", ".join(f"{n} {state}" for state, n in sorted(found["runs"].items()))
     lines.append(f"runs        {counts or 'none'}")
+    if found["held"] is not None:
+        lines.append(f"held back   the next run: {found['held']['reason']}")
     lines += [
         f"room        {storage_text(fact)}" for fact in found["storage"] if worth_saying(fact)
     ]

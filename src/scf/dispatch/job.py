@@ -17,8 +17,6 @@ from scf.core.identity import is_sha256_hex
 SPEC_SCHEMA = "scf.job/1"
 EXIT_SCHEMA = "scf.job-exit/1"
 
-NODES_MAX = 250
-
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
@@ -77,7 +75,6 @@ class JobSpec:
         inputs: What it reads.
         vault: The vault's folder; None for a job that reads no fossils.
         deadline_s: The worker ends the job after this long.
-        nodes: Machines that do it together; a door that has not so many refuses it.
     """
 
     job_id: str
@@ -86,14 +83,13 @@ class JobSpec:
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[JobInput, ...] = ()
     vault: str | None = None
-    nodes: int = 1
 
     def input(self, name: str) -> JobInput | None:
         """The input called `name`, if there is one."""
         return next((given for given in self.inputs if given.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        value = {
+        return {
             "schema": SPEC_SCHEMA,
             "job_id": self.job_id,
             "kind": self.kind,
@@ -102,8 +98,6 @@ class JobSpec:
             "vault": self.vault,
             "deadline_s": self.deadline_s,
         }
-        # Left out where it is one, as in every spec before there were several.
-        return value if self.nodes == 1 else {**value, "nodes": self.nodes}
 
     @classmethod
     def from_json(cls, value: Any) -> "JobSpec":
@@ -122,7 +116,6 @@ class JobSpec:
                 config=dict(value["config"]),
                 inputs=tuple(JobInput(**row) for row in value["inputs"]),
                 vault=value["vault"],
-                nodes=int(value.get("nodes", 1)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"job spec: {type(error).__name__}: {error}") from error
@@ -237,8 +230,6 @@ def check_spec(spec: JobSpec) -> None:
         raise InputError(f"job kind {spec.kind!r} is not a name")
     if not 0 < spec.deadline_s < float("inf"):
         raise InputError(f"deadline_s {spec.deadline_s!r} must be a positive number of seconds")
-    if not 1 <= spec.nodes <= NODES_MAX:
-        raise InputError(f"nodes {spec.nodes!r} must be from 1 to {NODES_MAX}")
     for given in spec.inputs:
         if not _NAME.fullmatch(given.name):
             raise InputError(f"input {given.name!r} is not a name")

@@ -336,6 +336,12 @@ def split_units(
     return units, tuple(sorted(in_blocks))
 
 
+def can_be_split(held: PlannedShards) -> bool:
+    """Whether a first plan over these shards has something to train on and to hold out."""
+    families = [name for name, _ in held.families()]
+    return len(split_units(families, held.blocks_of)[0]) >= 2
+
+
 def read_plan(path: Path) -> BatchPlan:
     """A plan from its file. Raises InputError that names it."""
     try:

@@ -12,14 +12,13 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scf.core.canonical import dag_cbor, parse_json
 from scf.core.clock import parse_utc
 from scf.core.errors import InputError
 from scf.core.identity import cid_digest, cid_from_digest
 from scf.vault.fields import (
-    Array,
     FieldSpec,
     bytes_of_cut,
     check_block_field,
@@ -28,6 +27,9 @@ from scf.vault.fields import (
 )
 from scf.vault.line_cuts import Cut, NeedsCare, cut_numbers
 from scf.vault.provenance import Provenance
+
+if TYPE_CHECKING:
+    from scf.vault.fields import Array
 
 SCHEMA = "scf.fossil/1"
 PASS, FAIL = "PASS", "FAIL"
@@ -88,7 +90,7 @@ class Fossil:
     provenance: Provenance
     position: int = 0
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> "dict[str, Array]":
         """Each field's array, without a copy (and therefore read-only)."""
         fields = self.block["fields"]
         return {spec.name: spec.array(fields[spec.name]["data"]) for spec in self.specs}

@@ -13,11 +13,13 @@ all.
 import re
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import simdjson
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _KEYS = re.compile(rb'"(values|b64)"[ \t\r\n]*:[ \t\r\n]*([\["])')
 _threads = threading.local()
@@ -71,7 +73,7 @@ def cut_numbers(line: bytes) -> tuple[bytes, list[Cut]] | None:
     return b"".join(rest), cuts
 
 
-def numbers_of(text: bytes, dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
+def numbers_of(text: bytes, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
     """The numbers of a flat JSON list, of `dtype`.
 
     The same as parsing each number to a double (or integer) and converting that: both round
@@ -80,6 +82,8 @@ def numbers_of(text: bytes, dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
     Raises:
         NeedsCare: Something else than numbers that fit.
     """
+    import numpy as np
+
     if dtype.kind not in _BUFFERS:
         raise NeedsCare(dtype.name)
     code, wide = _BUFFERS["f" if dtype.kind == "f" else "u" if dtype == np.uint64 else "i"]

@@ -15,12 +15,14 @@ benchmarks/results/gate.json.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+# numpy is imported by the test itself, so that a conductor that only knows of the gate is smaller.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+    Floats = NDArray[np.float64]
 
 # Shapes: T trials, N blocks in the order in which they are looked at.
 
@@ -139,7 +141,7 @@ class SequentialResult:
         }
 
 
-def llr_paths(gains_TN: Floats, sigma_T: Floats, limits: SequentialLimits) -> Floats:
+def llr_paths(gains_TN: "Floats", sigma_T: "Floats", limits: SequentialLimits) -> "Floats":
     """Log-likelihood ratios after each block, (T, N); 0 before `blocks_min`.
 
     Args:
@@ -147,6 +149,8 @@ def llr_paths(gains_TN: Floats, sigma_T: Floats, limits: SequentialLimits) -> Fl
         sigma_T: Standard deviation of a single fossil's gain.
         limits: Which two gains are told apart.
     """
+    import numpy as np
+
     n_N = np.arange(1, gains_TN.shape[1] + 1)
     mean_TN = gains_TN.cumsum(axis=1) / n_N
     squares_TN = np.square(gains_TN).cumsum(axis=1) - n_N * np.square(mean_TN)
@@ -160,8 +164,10 @@ def llr_paths(gains_TN: Floats, sigma_T: Floats, limits: SequentialLimits) -> Fl
     return np.clip(llr_TN, -_LLR_MAX, _LLR_MAX)
 
 
-def stops(llr_TN: Floats, limits: SequentialLimits) -> tuple[NDArray[np.int64], Floats]:
+def stops(llr_TN: "Floats", limits: SequentialLimits) -> "tuple[NDArray[np.int64], Floats]":
     """(blocks looked at, last ratio) of each trial, (T,) both."""
+    import numpy as np
+
     llr_TN = llr_TN[:, : limits.blocks_max]
     crossed_TN = (llr_TN >= limits.llr_high) | (llr_TN <= limits.llr_low)
     last = llr_TN.shape[1] - 1
@@ -180,6 +186,8 @@ def sequential_test(
             it, that of the family means stands in: smaller, so that more families are asked for.
         limits: What the test distinguishes.
     """
+    import numpy as np
+
     gains_1N = np.array([gains], dtype=np.float64)
     block_sigma = float(gains_1N.std(ddof=1)) if len(gains) > 1 else 0.0
     sigma = fossil_sigma or block_sigma

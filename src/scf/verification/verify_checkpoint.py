@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scf.core.canonical import canonical_json, parse_json
 from scf.core.errors import InputError, VerificationFailed
 from scf.core.identity import is_sha256_hex, sha256_hex
@@ -25,7 +23,8 @@ REQUIRED = ("model.safetensors", "ema.safetensors", "config.json", "state.json")
 
 _HEADER_MAX_BYTES = 100_000_000  # the limit of the safetensors format
 _BLOCK_BYTES = 8 * 2**20
-# safetensors dtype -> numpy dtype of the stored bytes. BF16 has none: it is widened by hand.
+# safetensors dtype -> numpy dtype of the stored bytes, whose last digit is their number. BF16 has
+# none: it is widened by hand.
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
     "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|u1",
@@ -153,7 +152,7 @@ def _verify_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             raise CheckpointInvalid(path, f"tensor {name!r} has dtype {dtype!r}, shape {shape!r}")
         if not all(type(length) is int and length >= 0 for length in shape):
             raise CheckpointInvalid(path, f"tensor {name!r} has shape {shape!r}")
-        expected = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        expected = math.prod(shape) * int(_DTYPES[dtype][-1])
         if begin != position or end - begin != expected or end > size_bytes:
             raise CheckpointInvalid(path, f"tensor {name!r} does not lie where its header says")
         if dtype in {"F64", "F32", "F16", "BF16"}:
@@ -189,6 +188,8 @@ def _offsets(path: Path, name: str, about: Any) -> tuple[int, int]:
 
 
 def _require_finite(path: Path, name: str, dtype: str, begin: int, size_bytes: int) -> None:
+    import numpy as np  # here, so that who only names checkpoints stays small
+
     for block in _blocks(path, begin, size_bytes):
         numbers = np.frombuffer(block, _DTYPES[dtype])
         if dtype == "BF16":  # the upper half of a float32

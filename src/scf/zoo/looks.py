@@ -5,10 +5,13 @@ looks one of them passes by luck. So a month has a budget of them, and fresh fos
 which is held out, feed the pool meanwhile.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from scf.audit.entry import Entry
+from scf.audit.log import LoggedEntry
 from scf.core.clock import parse_utc
 from scf.verification.gate import Looks
 
@@ -19,33 +22,97 @@ DAYS = 28
 _JUDGED = frozenset({"run.VERIFIED", "run.REJECTED"})
 
 
+@dataclass(frozen=True)
+class Look:
+    """One judgement on the sealed pool: when, and of which run."""
+
+    at: datetime
+    run_id: str
+
+
+class EntryLog(Protocol):
+    """What is read here of the audit log."""
+
+    def entries(self, start: int = 0) -> Iterator[LoggedEntry]:
+        """Published entries from `start` on, in order."""
+
+
+class SeenLooks:
+    """The looks that a log records. It only grows, so what was read is not read again."""
+
+    def __init__(self, log: EntryLog) -> None:
+        self._log = log
+        self._read = 0
+        self._looks: list[Look] = []
+
+    def all(self) -> Sequence[Look]:
+        """Every look, in the order of the log."""
+        for logged in self._log.entries(self._read):
+            if is_look(logged.entry):
+                self._looks.append(Look(parse_utc(logged.entry.at), logged.entry.subject))
+            self._read = logged.index + 1
+        return self._looks
+
+
 def looks_used(
-    entries: Iterable[Entry],
+    looks: Iterable[Look],
     now: datetime,
     *,
     budget: int = BUDGET,
     days: int = DAYS,
     besides: str = "",
 ) -> Looks:
-    """The looks of the last `days` days: judgements in which the sequential test was made.
+    """How many of `looks` fall within the last `days` days.
 
     `besides` is the run that is being judged: what it has used already, measured again after the
     champion changed, say, does not stand against itself.
     """
-    since = now - timedelta(days=days)
-    used = sum(
-        1
-        for entry in entries
-        if is_look(entry) and entry.subject != besides and since <= parse_utc(entry.at) <= now
-    )
-    return Looks(used, budget, days)
+    others = (look for look in looks if look.run_id != besides)
+    return Looks(len(_within(others, now, days)), budget, days)
+
+
+def next_free(
+    looks: Iterable[Look], now: datetime, *, budget: int, days: int, coming: int = 0
+) -> datetime | None:
+    """When a look is free: `now`, or when enough of those of the last `days` days are older.
+
+    Args:
+        looks: All that were made.
+        now: The wall clock.
+        budget: So many may be made within `days` days.
+        days: Likewise.
+        coming: Runs under way, each of which will need a look.
+
+    Returns:
+        None where the runs under way need every look that there is.
+    """
+    recent = _within(looks, now, days)
+    too_many = len(recent) + coming - budget
+    if too_many < 0:
+        return now
+    # A look counts until it is older than `days` days, not to the instant.
+    after = timedelta(days=days, seconds=1)
+    return recent[too_many] + after if too_many < len(recent) else None
 
 
 def is_look(entry: Entry) -> bool:
-    """Whether this entry of the conductor records a judgement on the sealed pool."""
+    """Whether this entry of the conductor records a judgement on the sealed pool.
+
+    One that found no look left could promote nothing, whatever it measured, and spends none: else
+    runs that are refused for want of looks would keep the next ones from theirs for ever.
+    """
     if entry.event not in _JUDGED:
         return False
-    value: object = entry.details
-    for key in ("details", "gate", "trace", "superiority"):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value is not None
+    trace: object = entry.details
+    for key in ("details", "gate", "trace"):
+        trace = trace.get(key) if isinstance(trace, Mapping) else None
+    if not isinstance(trace, Mapping) or trace.get("superiority") is None:
+        return False
+    had = Looks.of_trace(trace)
+    return had is None or not had.is_spent
+
+
+def _within(looks: Iterable[Look], now: datetime, days: int) -> list[datetime]:
+    """The times of the looks of the last `days` days, oldest first."""
+    since = now - timedelta(days=days)
+    return sorted(look.at for look in looks if since <= look.at <= now)
