@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_BOUND = 5.0
+BOUND = 5.0
 _ROOT_HALF = math.sqrt(0.5)
 _ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
 
@@ -69,7 +69,7 @@ class _BoundedGradient(Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:
         g, x, root, cube = ctx.saved_tensors
-        bend = (x * cube).mul_(root).mul_(root).mul_(g).mul_(outer).mul_(-3 / _BOUND**2)
+        bend = (x * cube).mul_(root).mul_(root).mul_(g).mul_(outer).mul_(-3 / BOUND**2)
         return outer * cube, bend, None
 
 
@@ -77,7 +77,7 @@ class _Bounded(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         root = torch.addcmul(torch.ones((), dtype=x.dtype, device=x.device), x, x,
-                             value=1 / _BOUND**2).rsqrt_()  # fmt: skip
+                             value=1 / BOUND**2).rsqrt_()  # fmt: skip
         ctx.save_for_backward(x, root)
         return x * root
 
@@ -96,7 +96,7 @@ def bounded(x: Tensor) -> Tensor:
     -41,000 nats were seen at 6 scales from the data, where nothing should look normal.
     """
     if torch.compiler.is_compiling():
-        return x * torch.rsqrt(1 + x.square() / _BOUND**2)
+        return x * torch.rsqrt(1 + x.square() / BOUND**2)
     value: Tensor = _Bounded.apply(x)  # type: ignore[no-untyped-call]
     return value
 

@@ -50,6 +50,7 @@ class PhysicsEncoder(nn.Module):
         super().__init__()
         self.layout = layout
         self.num_bounds = num_bounds
+        self._has_site_network = has_site_network
         self.constraints = tuple(constraints)
         self.site_shape = layout.site_shape
         self.residuals = [
@@ -130,7 +131,7 @@ class PhysicsEncoder(nn.Module):
         if near_BU is not None and not self.num_bound_channels:
             flat.append(near_BU)
         inputs_BI = bounded(torch.cat(flat, dim=1))
-        if not self.site_shape:
+        if not self.site_shape or not self._has_site_network:
             return inputs_BI, None
         channels = self._channels(z_BD, sigma_B, c_BK, base)
         channels += [part[:, None] for part in residuals_BRS]
@@ -139,6 +140,12 @@ class PhysicsEncoder(nn.Module):
         where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
         sites_BSJ = torch.cat([bounded(torch.cat(channels, dim=1)).mT, where_BSX], dim=2)
         return inputs_BI, sites_BSJ
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether `forward` gives the record along its eigenvectors, given numbers, and no more."""
+        has_more = self.residuals or self.num_bounds or (self.site_shape and self._has_site_network)
+        return not has_more
 
     def lattice_sites(
         self,

@@ -16,6 +16,7 @@ nats on a ring of eight Gaussians at sigma 0.2 of the scale, equal time).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,10 +29,11 @@ from scf.models.evidence import Evidence
 from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian, waves_of
 from scf.models.gaussian_base import GaussianBase
 from scf.models.images import Images
+from scf.models.inputs import DerivedInputs, FlatInputs, Inputs, Made
 from scf.models.lattice import LatticeNet
 from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
-from scf.models.passes import adjoint
+from scf.models.passes import Embedded, adjoint
 from scf.models.physics import PhysicsConstraint, constraints_for
 from scf.models.record import Floats, RecordLayout
 
@@ -226,9 +228,9 @@ class EnergyModel(nn.Module):
 
     def _correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         noise_BE = self._embedded(log_sigma_B, c_BK)
-        known_B, read = self._inputs(z_BD, log_sigma_B, c_BK)
+        known_B, read = self._inputs(c_BK, z_BD, log_sigma_B)
         value_B = torch.zeros_like(log_sigma_B)
-        for network, inputs in read:
+        for network, inputs in zip(self._networks, read, strict=True):
             if inputs.dim() == 3 and isinstance(network, ResidualMLP):
                 # The noise is the record's, not the site's: computed once, added to all sites.
                 value_B = value_B + self._read(network, inputs, noise_BE[:, None]).sum(1)
@@ -238,10 +240,13 @@ class EnergyModel(nn.Module):
         correction_B = value_B * fading_B - self._offset(log_sigma_B)[0]
         return correction_B if known_B is None else correction_B + known_B
 
-    def _inputs(
-        self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor
-    ) -> tuple[Tensor | None, list[tuple[ResidualMLP | LatticeNet, Tensor]]]:
-        """Nats that are known (B,), and the networks with what each reads: (B, I) or (B, S, J)."""
+    @property
+    def _networks(self) -> list[ResidualMLP | LatticeNet]:
+        """In the order in which `_inputs` says what they read."""
+        return [self.body] if self.site_body is None else [self.body, self.site_body]
+
+    def _inputs(self, c_BK: Tensor, z_BD: Tensor, log_sigma_B: Tensor) -> Made:
+        """Nats that are known (B,), and what each network reads: (B, I) or (B, S, J)."""
         sigma_B = log_sigma_B.exp()
         known_B, near_BU = self._known(z_BD, log_sigma_B, c_BK)
         if isinstance(self.body, LatticeNet):
@@ -249,12 +254,9 @@ class EnergyModel(nn.Module):
             sites_BSJ = self.encoder.lattice_sites(
                 z_BD, sigma_B, c_BK, self.base, near_BU, has_place=has_place
             )
-            return known_B, [(self.body, sites_BSJ)]
+            return known_B, [sites_BSJ]
         inputs_BI, found_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base, near_BU)
-        read: list[tuple[ResidualMLP | LatticeNet, Tensor]] = [(self.body, inputs_BI)]
-        if self.site_body is not None and found_BSJ is not None:
-            read.append((self.site_body, found_BSJ))
-        return known_B, read
+        return known_B, [inputs_BI] if found_BSJ is None else [inputs_BI, found_BSJ]
 
     def _embedded(self, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """The noise level, and for a lattice what is given beside its grid, (B, E)."""
@@ -338,36 +340,33 @@ class EnergyModel(nn.Module):
         The graph leads to the weights alone, and once: `models/passes.py`.
         """
         noise_BE = self._embedded(log_sigma_B, c_BK)
-        with torch.enable_grad():
-            z_BD = z_BD.detach().requires_grad_()
-            log_sigma_B = log_sigma_B.detach().requires_grad_()
-            known_B, read = self._inputs(z_BD, log_sigma_B, c_BK)
-        outputs, seeds = [x for _, x in read], []
-        if known_B is not None:
-            outputs.append(known_B)
+        embedding_slope_BE = self.embedding.slope(log_sigma_B)
+        inputs: Inputs
+        if self.encoder.is_flat and self.evidence is None:
+            inputs = FlatInputs(self.base, z_BD, log_sigma_B, c_BK)
+        else:
+            inputs = DerivedInputs(partial(self._inputs, c_BK), z_BD, log_sigma_B)
+        offset_B, offset_slope_B = self._offset(log_sigma_B)
+        fading_B = (1 + (2 * log_sigma_B).exp()).rsqrt()
         with torch.set_grad_enabled(create_graph):
-            fading_B = (1 + (2 * log_sigma_B.detach()).exp()).rsqrt()
             value_B, slope_B = torch.zeros_like(fading_B), torch.zeros_like(fading_B)
-            embedding_slope_BE = self.embedding.slope(log_sigma_B.detach())
-            for network, x in read:
-                found_B, gradient, gradient_BE = adjoint(network, x.detach(), noise_BE)
+            gradients = []
+            for network, x in zip(self._networks, inputs.read, strict=True):
+                num_sites = x.shape[1] if x.dim() == 3 else 1
+                passes = network.passes(Embedded(noise_BE), num_sites)
+                found_B, gradient, by_noise_BE = adjoint(passes, x)
                 value_B = value_B + found_B
-                slope_B = slope_B + (
-                    gradient_BE[:, : self.embedding.size] * embedding_slope_BE
-                ).sum(1)
-                seeds.append(gradient * fading_B.view(-1, *[1] * (x.dim() - 1)))
-            if known_B is not None:
-                seeds.append(torch.ones_like(known_B))
-            by_inputs_BD, by_inputs_B = torch.autograd.grad(
-                outputs, (z_BD, log_sigma_B), seeds, create_graph=create_graph
-            )
-            offset_B, offset_slope_B = self._offset(log_sigma_B)
+                by_noise_BE = by_noise_BE[:, : self.embedding.size]
+                slope_B = slope_B + (by_noise_BE * embedding_slope_BE).sum(dim=1)
+                gradients.append(gradient)
+            gradient_BD, through_inputs_B = inputs.pulled(gradients, fading_B)
             # d fading / d(ln sigma) = -sigma^2 fading^3 = fading (fading^2 - 1).
             slope_B = (slope_B + value_B * (fading_B.square() - 1)) * fading_B
             correction_B = value_B * fading_B - offset_B
-            if known_B is not None:
-                correction_B = correction_B + known_B.detach()
-        return Derivatives(correction_B, by_inputs_BD, by_inputs_B + slope_B - offset_slope_B)
+            if inputs.known_B is not None:
+                correction_B = correction_B + inputs.known_B
+            slope_B = through_inputs_B + slope_B - offset_slope_B
+        return Derivatives(correction_B, gradient_BD, slope_B)
 
     def score(self, z_BD: Tensor, sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """-dE/dz, (B, D)."""

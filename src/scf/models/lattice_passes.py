@@ -42,6 +42,7 @@ class Convolve:
         self._noise = FromNoise(noise, side.noise, layer.bias) if noise is not None else None
         self._is_mirror, self._is_first = is_mirror, is_first
         self._num = 0
+        self.weights = (self._weight, *(self._noise.weights if self._noise is not None else ()))
 
     def forward(self, x: Tensor) -> Tensor:
         self._num = x.shape[1]
@@ -86,6 +87,7 @@ class Even:
     def __init__(self, noise: nn.Linear, side: Side) -> None:
         self._noise, self._side = FromNoise(noise, side.noise), side
         self._plus, self._minus = Silu(), Silu()
+        self.weights = self._noise.weights
 
     def forward(self, x: Tensor) -> Tensor:
         c = self._noise.forward()
@@ -133,6 +135,7 @@ class Coarser:
     ) -> None:
         self._down, self._inner, self._up = down, inner, up
         self._narrow, self._wide, self._num_children = narrow, wide, num_children
+        self.weights = (*down.weights, *inner.weights, *up.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self._down.forward(x)

@@ -4,6 +4,7 @@ Inside the models sigma is dimensionless: it is measured in the scale of the dat
 where the data have variance 1 on average, so sigma_data of the papers is 1 throughout.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -44,9 +45,7 @@ class NoiseRange:
         offset = torch.rand((2,), generator=generator, dtype=torch.float64)
         uniform = (torch.arange(num_uniform) + offset[0]) / max(num_uniform, 1)
         bell = (torch.arange(num - num_uniform) + offset[1]) / max(num - num_uniform, 1)
-        # The bell is cut off at both ends of the range, by drawing its quantiles between them.
-        ends = torch.tensor([log_low, log_high], dtype=torch.float64)
-        low, high = torch.special.ndtr((ends - self.log_mean) / self.log_std)
+        low, high = _quantiles_of_ends(self)
         log_bell = self.log_mean + self.log_std * torch.special.ndtri(low + (high - low) * bell)
         log_sigma = torch.cat([log_low + (log_high - log_low) * uniform, log_bell])
         order = torch.randperm(num, generator=generator)
@@ -57,6 +56,14 @@ class NoiseRange:
         ramp = torch.linspace(0, 1, num, dtype=torch.float64)
         high, low = self.sigma_max ** (1 / rho), self.sigma_min ** (1 / rho)
         return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+@functools.cache
+def _quantiles_of_ends(noise: NoiseRange) -> tuple[float, float]:
+    """The bell is cut off at both ends of the range: its quantiles are drawn between these."""
+    ends = torch.tensor([noise.sigma_min, noise.sigma_max], dtype=torch.float64).log()
+    low, high = torch.special.ndtr((ends - noise.log_mean) / noise.log_std).tolist()
+    return low, high
 
 
 def loss_weight(sigma_B: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ that gives the score itself multiplies three times, so 2.0 is the floor of the r
 `tests/models/test_passes.py` holds all of it to plain double backward in float64.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,10 @@ WeightGradients = dict[Tensor, Tensor]
 
 class Step(Protocol):
     """A part of a network. It keeps between passes what the later ones need."""
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Every weight in it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The value. May be called alone."""
@@ -89,6 +93,7 @@ class FromNoise:
         self._weight: Tensor = layer.weight
         self._noise = noise
         self._bias: Tensor | None = bias if bias is not None else layer.bias
+        self.weights = _present(self._weight, self._bias)
 
     def forward(self) -> Tensor:
         """(B, W)."""
@@ -131,6 +136,8 @@ class Dense:
         if noise is not None and side is not None:
             # The bias goes with the noise: once a record, not once a site.
             self._noise, self._bias = FromNoise(noise, side.noise, layer.bias), None
+        of_noise = self._noise.weights if self._noise is not None else ()
+        self.weights = (*_present(self._weight, self._bias), *of_noise)
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = x
@@ -167,6 +174,8 @@ class Dense:
 class Silu:
     """y = x s, s = sigmoid(x);  dy = s + y - y s;  d2y = s + dy - 2 s dy. One exponential."""
 
+    weights: tuple[Tensor, ...] = ()
+
     def forward(self, x: Tensor) -> Tensor:
         self._s = torch.sigmoid(x)
         y = x * self._s
@@ -191,6 +200,7 @@ class Chain:
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = tuple(steps)
+        self.weights = tuple(weight for step in steps for weight in step.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self._steps:
@@ -218,6 +228,7 @@ class Residual:
 
     def __init__(self, inner: Step) -> None:
         self._inner = inner
+        self.weights = inner.weights
 
     def forward(self, x: Tensor) -> Tensor:
         return self._inner.forward(x).add_(x)
@@ -245,6 +256,7 @@ class Passes:
     def __init__(self, trunk: Step, side: Side, head: nn.Linear, *, scale: float = 1.0) -> None:
         self._trunk, self._side, self._head, self._scale = trunk, side, head, scale
         self._last = Silu()
+        self.weights = (*trunk.weights, head.weight, head.bias)
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """F, (B,)."""
@@ -271,49 +283,38 @@ class Passes:
         return found
 
 
-class HasPasses(Protocol):
-    """A network that can be written so."""
-
-    def passes(self, noise: Embedded, num_sites: int) -> Passes:
-        """Its passes for one minibatch."""
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Its weights."""
-
-
 class _Adjoint(Function):
     """F, dF/dx and dF/d(embedding) as functions of the weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, network: HasPasses, x: Tensor, noise_BE: Tensor, *weights: Tensor
+        ctx: Any, passes: Passes, rows_NI: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows_NI = x.reshape(-1, x.shape[-1])
-        passes = network.passes(Embedded(noise_BE), len(rows_NI) // len(x))
-        value_B = passes.forward(rows_NI)
-        a_NI, a_BE = passes.pull()
         ctx.kept = passes, weights
-        return value_B, a_NI.view_as(x), a_BE
+        return passes.forward(rows_NI), *passes.pull()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_B: Tensor, v_x: Tensor, v_BE: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, g_B: Tensor, v_NI: Tensor, v_BE: Tensor) -> tuple[Any, ...]:
         passes, weights = ctx.kept
         ctx.kept = None, ()  # what the passes hold is let go with the graph
         if passes is None:
             raise RuntimeError("backward through explicit passes a second time")
-        found = passes.gradients(g_B, v_x.reshape(-1, v_x.shape[-1]), v_BE)
-        return (None, None, None, *(found[weight] for weight in weights))
+        found = passes.gradients(g_B, v_NI, v_BE)
+        return (None, None, *(found[weight] for weight in weights))
 
 
-def adjoint(network: HasPasses, x: Tensor, noise_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def adjoint(passes: Passes, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """F (B,), dF/dx (as x) and dF/d(embedding) (B, E) of a network, trainable by one backward.
 
     Args:
-        network: It.
+        passes: Of the network, made for this one use.
         x: Inputs (B, I) or (B, S, I), taken as constants.
-        noise_BE: The embedding, likewise.
     """
-    weights = tuple(network.parameters())
-    found: tuple[Tensor, Tensor, Tensor] = _Adjoint.apply(network, x, noise_BE, *weights)  # type: ignore[no-untyped-call]
-    return found
+    rows_NI = x.detach().reshape(-1, x.shape[-1])
+    value_B, a_NI, a_BE = _Adjoint.apply(passes, rows_NI, *passes.weights)  # type: ignore[no-untyped-call]
+    return value_B, a_NI.view_as(x), a_BE
+
+
+def _present(*weights: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(weight for weight in weights if weight is not None)

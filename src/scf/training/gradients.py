@@ -127,16 +127,16 @@ class Gradients:
         num_parts = math.ceil(num_rows / self.microbatch)
         for number in range(num_parts):
             # Every so manyth row, as processes share them: two parts here are two processes there.
-            part = batch.part(slice(number, None, num_parts))
+            part = batch.part(slice(number, None, num_parts)) if num_parts > 1 else batch
             is_empty = len(part) == 0
             if is_empty:
                 part = _one_row_like(batch)
             losses = self._losses(part)
-            loss = losses.denoising_B.sum() + self._config.dual_weight * losses.dual_B.sum()
+            denoising, dual = losses.denoising_B.sum(), losses.dual_B.sum()
+            loss = denoising + self._config.dual_weight * dual
             self._backward(0 * loss if is_empty else loss)
             if not is_empty:
-                told = (losses.denoising_B.sum(), losses.dual_B.sum())
-                sums += torch.tensor([float(len(part)), *(float(value.detach()) for value in told)])
+                sums += torch.tensor([len(part), float(denoising.detach()), float(dual.detach())])
         return sums
 
     def _losses(self, part: Batch) -> Losses:

@@ -72,13 +72,19 @@ def noisy(
 def noise_at(place_B: Tensor, num: int, *, seed: int, step: int) -> Tensor:
     """Standard normal noise (B, num) of rows at these places of the global minibatch."""
     rows = max(1, _BLOCK_NUMBERS // max(num, 1))
+    if len(place_B) and (last := int(place_B.max())) < rows:  # one block, without its bookkeeping
+        return _block(0, last + 1, num, seed=seed, step=step)[place_B]
     noise_BD = torch.empty(len(place_B), num)
     block_B = place_B // rows
     for block in sorted(set(block_B.tolist())):
-        generator = torch.Generator().manual_seed(seed_of(seed, f"noise:{step}", block))
         is_here_B = block_B == block
-        # Blocks are drawn to their last row that is wanted: what is drawn before does not change.
         last = int(place_B[is_here_B].max()) % rows + 1
-        drawn = torch.randn(last * num + 16, generator=generator)[: last * num].view(last, num)
+        drawn = _block(block, last, num, seed=seed, step=step)
         noise_BD[is_here_B] = drawn[place_B[is_here_B] % rows]
     return noise_BD
+
+
+def _block(block: int, rows: int, num: int, *, seed: int, step: int) -> Tensor:
+    """The first rows of a block: what is drawn of them does not change with how many are."""
+    generator = torch.Generator().manual_seed(seed_of(seed, f"noise:{step}", block))
+    return torch.randn(rows * num + 16, generator=generator)[: rows * num].view(rows, num)

@@ -16,7 +16,7 @@ from scf.models.record_energy import RecordEnergy
 from scf.training.checkpoint import Progress, Snapshot
 from scf.training.distributed import Peers
 from scf.training.ema import PowerAverage
-from scf.training.sharding import dealt, local, release, whole
+from scf.training.sharding import dealt, is_sharded, local, release, whole
 from scf.training.train_config import TrainConfig
 from scf.training.validation import Validation
 
@@ -52,12 +52,22 @@ class Weights:
 
     def step(self, step: int) -> None:
         """Take the step that the gradients ask for."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self._config.gradient_norm_max)
+        self._shorten(self._config.gradient_norm_max)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate_at(step)
         self._optimizer.step()
         self._average.update(self._shares(), step)
         self.progress.step = step
+
+    def _shorten(self, norm_max: float) -> None:
+        """`clip_grad_norm_`, which on a CPU takes longer than AdamW for a small network."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if is_sharded(self.parameters) or self.parameters[0].device.type != "cpu":
+            torch.nn.utils.clip_grad_norm_(self.parameters, norm_max)
+            return
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not norm <= norm_max:
+            torch._foreach_mul_(gradients, norm_max / (norm + 1e-6))
 
     def are_finite(self) -> bool:
         """Whether every weight is a finite number, on all processes."""
