@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scf.models.energy_model import Derivatives
-from scf.models.losses import denoising_and_dual
+from scf.models.losses import denoising_and_dual, expected_noise
 from support.gaussian_records import POINT, gaussian_points, record_energy
 
 SIZE = 6
@@ -116,3 +116,62 @@ def test_the_mixed_slope_target_has_the_right_mean() -> None:
     torch.testing.assert_close(found, (slope - target) ** 2 / 2, rtol=1e-3, atol=1e-4)
     error = (slope - target).detach()
     assert abs(float(error.mean())) < 4 * float(error.std()) / len(error) ** 0.5
+
+
+def some_points(num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Records of two far modes of unequal weight, noises, and levels from small to large."""
+    generator = torch.Generator().manual_seed(3)
+    side = torch.where(torch.rand(num, generator=generator) < 0.3, -4.0, 4.0)
+    x = side[:, None] + 0.3 * torch.randn(num, 2, generator=generator)
+    sigma = torch.logspace(-2, 1.3, num)[torch.randperm(num, generator=generator)]
+    return x, torch.randn(num, 2, generator=generator), sigma
+
+
+def test_the_expected_noise_is_the_mean_over_where_a_point_may_have_come_from() -> None:
+    """Against the definition, one row at a time in float64; the largest set is itself."""
+    x, noise, sigma = some_points(40)
+    found = expected_noise(x, noise, sigma, among_MD=x)
+    for row in range(40):
+        z = x[row].double() + sigma[row].double() * noise[row].double()
+        n_MD = (z - x.double()) / sigma[row].double()
+        share_M = torch.softmax(-0.5 * n_MD.square().sum(1), dim=0)
+        wanted = (share_M[:, None] * n_MD).sum(0)
+        torch.testing.assert_close(found.noise_BD[row].double(), wanted, rtol=1e-4, atol=1e-5)
+        square = (share_M * n_MD.square().sum(1)).sum()
+        torch.testing.assert_close(found.square_B[row].double(), square, rtol=1e-4, atol=1e-5)
+
+
+def test_points_far_apart_keep_their_own_noise() -> None:
+    x = torch.arange(12.0).view(6, 2) * 10
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    found = expected_noise(x, noise, torch.full((6,), 0.01), among_MD=x)
+    torch.testing.assert_close(found.noise_BD, noise, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.square_B, noise.square().sum(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("sigma", "share"), [(0.1, 0.9), (0.7, 0.2), (3.0, 0.1)])
+def test_shared_targets_have_the_same_mean_and_fluctuate_less(sigma: float, share: float) -> None:
+    """Unit Gaussian data in the plane: E[n | z] = sigma z / v and E[|n|^2 | z] are known.
+
+    What the targets have beyond that goes along with no function of z (tried: 1, z, |z|^2), so the
+    optimum is the same; of its mean square at most `share` is left with 64 records.
+    """
+    generator = torch.Generator().manual_seed(5)
+    v = 1 + sigma**2
+    moments, left = [], []
+    for _ in range(150):
+        x, noise = (torch.randn(64, 2, generator=generator) for _ in range(2))
+        found = expected_noise(x, noise, torch.full((64,), sigma), among_MD=x)
+        z = x + sigma * noise
+        mean_n, mean_square = sigma * z / v, 2 / v + sigma**2 * z.square().sum(1) / v**2
+        gap_n, gap_square = found.noise_BD - mean_n, found.square_B - mean_square
+        own = noise - mean_n, noise.square().sum(1) - mean_square
+        moments.append(
+            [gap_n.mean(), (gap_n * z).mean(), (gap_n * z * z.square().sum(1)[:, None]).mean(),
+             gap_square.mean(), (gap_square * z.square().sum(1)).mean()]
+        )  # fmt: skip
+        left.append([gap_n.square().mean() / own[0].square().mean(),
+                     gap_square.square().mean() / own[1].square().mean()])  # fmt: skip
+    table = torch.tensor(moments)
+    assert (table.mean(0).abs() < 4 * table.std(0) / len(table) ** 0.5).all()
+    assert (torch.tensor(left).mean(0) < share).all()

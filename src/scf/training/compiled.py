@@ -23,8 +23,16 @@ _TOLERANCE = 1e-2
 
 def plain_loss(model: EnergyModel, part: Batch, is_steady: bool) -> Losses:
     """Both losses of some rows, ready for backward."""
-    *drawn, true_score_BD = part
-    return denoising_and_dual(model, *drawn, true_score_BD=true_score_BD, is_steady=is_steady)
+    return denoising_and_dual(
+        model,
+        part.clean_BD,
+        part.noise_BD,
+        part.sigma_B,
+        part.c_BK,
+        true_score_BD=part.true_score_BD,
+        expected=part.expected,
+        is_steady=is_steady,
+    )
 
 
 def wants_compiled(setting: str, device: torch.device) -> bool:

@@ -154,6 +154,24 @@ class Peers:
             at += gradient.numel()
         return flat[at:]
 
+    def gather(self, rows_BX: Tensor, place_B: Tensor, num_places: int) -> tuple[Tensor, Tensor]:
+        """The rows of all processes in the order of their places, and those places.
+
+        Args:
+            rows_BX: Rows of this process, float32.
+            place_B: Their places among `num_places`, ascending; no two processes share one.
+            num_places: Places that there are; some may be empty.
+        """
+        if self.is_alone:
+            return rows_BX, place_B
+        sheet_PX = torch.zeros(num_places, rows_BX.shape[1] + 1)
+        sheet_PX[place_B, :-1] = rows_BX
+        sheet_PX[place_B, -1] = 1
+        with self.waiting("showing records to each other"):
+            dist.all_reduce(sheet_PX)
+        is_taken_P = sheet_PX[:, -1] > 0
+        return sheet_PX[is_taken_P, :-1], is_taken_P.nonzero().squeeze(1)
+
     def tell(self, data: bytes | None) -> bytes:
         """What the first process says; the others give None."""
         if self.is_alone:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scf.models.losses import Expected, expected_noise
 from scf.models.noise import NoiseRange
-from scf.training.data import Drawn, seed_of
+from scf.training.data import Drawn, ModelRows, seed_of
+from scf.training.distributed import ALONE, Peers
 
 # Shapes: B rows of this process, D modelled numbers, K given numbers.
 
@@ -19,15 +21,35 @@ from scf.training.data import Drawn, seed_of
 # rows in, and small records cost one draw for all.
 _BLOCK_NUMBERS = 65536
 
+# Records that share their targets at most: the work is so many distances a record.
+_GROUP_MAX = 512
+_CPU = torch.device("cpu")
+
 
 class Batch(NamedTuple):
-    """Clean records, noise, sigma, given numbers, and the true score where it is known."""
+    """Clean records, noise, sigma, given numbers; what the targets are made of beside the noise.
+
+    Attributes:
+        true_score_BD: Of the clean density at the clean records, where it is known.
+        expected_noise_BD: Mean of the noise over the records of the minibatch (`models/losses.py`),
+            where targets are shared.
+        expected_square_B: Of its square, likewise.
+    """
 
     clean_BD: Tensor
     noise_BD: Tensor
     sigma_B: Tensor
     c_BK: Tensor
     true_score_BD: Tensor | None
+    expected_noise_BD: Tensor | None = None
+    expected_square_B: Tensor | None = None
+
+    @property
+    def expected(self) -> Expected | None:
+        """What stands in for the noise in the targets."""
+        if self.expected_noise_BD is None or self.expected_square_B is None:
+            return None
+        return Expected(self.expected_noise_BD, self.expected_square_B)
 
     def __len__(self) -> int:
         return len(self.clean_BD)
@@ -36,15 +58,24 @@ class Batch(NamedTuple):
         """The same on a device."""
         return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
 
-    def part(self, rows: slice) -> "Batch":
+    def part(self, rows: slice | Tensor) -> "Batch":
         """Some of the rows."""
         return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 def noisy(
-    drawn: Drawn, noise: NoiseRange, *, seed: int, step: int, num_places: int, is_paired: bool
+    drawn: Drawn,
+    noise: NoiseRange,
+    *,
+    seed: int,
+    step: int,
+    num_places: int,
+    is_paired: bool,
+    is_shared: bool = False,
+    peers: Peers = ALONE,
+    device: torch.device = _CPU,
 ) -> Batch:
-    """Rows with noise levels and noise, on the CPU: the same on every device.
+    """Rows with noise levels and noise, on `device`; drawn on the CPU, so the same on every device.
 
     Args:
         drawn: Rows of this process with their places in the global minibatch.
@@ -53,7 +84,54 @@ def noisy(
         step: From 1.
         num_places: Of the global minibatch, over all processes.
         is_paired: Each row comes with a noise and with its opposite.
+        is_shared: Targets are means over the records of the whole minibatch.
+        peers: The processes that it is dealt to; they show each other their records then.
+        device: Where the rows are wanted.
     """
+    if is_shared:
+        z_PD, place_P = peers.gather(drawn.rows.z_ND, drawn.place_B, num_places)
+        everyone = Drawn(ModelRows(z_PD, z_PD.new_zeros(len(z_PD), 0)), place_P)
+        whole = _noisy(everyone, noise, seed=seed, step=step, num_places=num_places,
+                       is_paired=is_paired)  # fmt: skip
+        # The same numbers on every process: all compute all targets and keep their own rows.
+        whole = _with_expected(whole.to(device if device.type == "cuda" else _CPU), len(place_P))
+        if peers.is_alone:
+            return whole.to(device)
+        row_B = torch.searchsorted(place_P, drawn.place_B)
+        own_B = torch.cat([row_B, row_B + len(place_P)]) if is_paired else row_B
+        return whole.part(own_B.to(whole.sigma_B.device)).to(device)
+    batch = _noisy(drawn, noise, seed=seed, step=step, num_places=num_places, is_paired=is_paired)
+    return batch.to(device)
+
+
+def _with_expected(batch: Batch, num_records: int) -> Batch:
+    """The same with targets shared among groups of its records.
+
+    Groups bound the work, which grows with their square; whatever their size the mean is right.
+    """
+    clean_BD, noise_BD, sigma_B = batch.clean_BD, batch.noise_BD, batch.sigma_B
+    expected_noise_BD, expected_square_B = torch.empty_like(noise_BD), torch.empty_like(sigma_B)
+    for group in torch.split(torch.arange(num_records), _GROUP_MAX):
+        # Of pairs, the records of the second half are those of the first.
+        rows = torch.cat([group, group + num_records]) if len(batch) > num_records else group
+        expected = expected_noise(
+            clean_BD[rows], noise_BD[rows], sigma_B[rows], among_MD=clean_BD[group]
+        )
+        expected_noise_BD[rows], expected_square_B[rows] = expected
+    return Batch(
+        clean_BD,
+        noise_BD,
+        sigma_B,
+        batch.c_BK,
+        batch.true_score_BD,
+        expected_noise_BD,
+        expected_square_B,
+    )
+
+
+def _noisy(
+    drawn: Drawn, noise: NoiseRange, *, seed: int, step: int, num_places: int, is_paired: bool
+) -> Batch:
     generator = torch.Generator().manual_seed(seed_of(seed, "noise", step))
     sigma_B = noise.draw(num_places, generator)[drawn.place_B]
     noise_BD = noise_at(drawn.place_B, drawn.rows.z_ND.shape[1], seed=seed, step=step)

@@ -270,6 +270,22 @@ def is_antithetic(config: TrainConfig, model: EnergyModel) -> bool:
     return config.antithetic == "on"
 
 
+def shares_targets(config: TrainConfig, data: TrainingData) -> bool:
+    """Whether targets are means over the records of the minibatch (`losses.expected_noise`).
+
+    Raises:
+        UsageError: They are asked for, and the fossils have given fields or a true score.
+    """
+    has_score = data.rows is not None and data.rows.true_score_ND is not None
+    is_possible = not data.layout.given_size and not has_score
+    if config.targets == "shared" and not is_possible:
+        raise UsageError(
+            "targets 'shared' need records without given fields and without a true score",
+            remedy="Leave targets at 'auto'.",
+        )
+    return is_possible and config.targets != "own"
+
+
 def is_small_network(model: EnergyModel, batch_size: int) -> bool:
     """Whether one CPU thread is the right size for this network.
 

@@ -21,6 +21,7 @@ SYMMETRIES = ("translation", "sign", "rotation")
 CHOICES = {
     "body": ("auto", "mlp", "lattice"),
     "antithetic": ("auto", "on", "off"),
+    "targets": ("auto", "own", "shared"),
     "bounds": ("auto", "off"),
     "precision": ("fp32", "bf16"),
     "compile": ("auto", "on", "off"),
@@ -71,6 +72,10 @@ class TrainConfig:
         antithetic: `on`: half as many different fossils in a step, each with a noise and with its
             opposite. At small sigma what the noise does to the gradient cancels, so small sigma
             counts for more. `auto` is on for a lattice, off for the mlp.
+        targets: `own`: each noisy fossil aims back at its own clean one. `shared`: at the mean over
+            all fossils of the minibatch that it may have come from, which has the same optimum and
+            fluctuates less (`losses.expected_noise`). `auto` shares where it can: without given
+            fields and without a true score.
         learning_rate: Of AdamW, at its highest (after warm-up).
         warmup_steps: Steps over which the learning rate rises from 0.
         decay_steps: From here the learning rate falls like 1/sqrt(step) (EDM2, arXiv 2312.02696).
@@ -132,6 +137,7 @@ class TrainConfig:
     precision: str = "fp32"
     compile: str = "auto"
     antithetic: str = "auto"
+    targets: str = "auto"
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     decay_steps: int = 1000

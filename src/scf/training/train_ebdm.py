@@ -45,6 +45,7 @@ from scf.training.starting import (
     device_for,
     is_antithetic,
     settle,
+    shares_targets,
 )
 from scf.training.tensorboard import Board
 from scf.training.train_config import DEVICES, TrainConfig, build_config, preset_names
@@ -119,7 +120,10 @@ def train(  # noqa: C901, PLR0915 - one straight loop is read more easily than f
     is_paired = is_antithetic(config, model)
     minibatches = data.minibatches(source, energy.frame, config, peers, is_paired=is_paired)
     held = model_rows(energy.frame, data.validation)
-    validation = Validation(held, config, noise, device, is_antithetic=is_paired)
+    is_shared = shares_targets(config, data)
+    validation = Validation(
+        held, config, noise, device, is_antithetic=is_paired, is_shared=is_shared
+    )
 
     # Weights, their moments and averages.
     if config.sharding == "fsdp2" and not peers.is_alone:
@@ -170,11 +174,12 @@ def train(  # noqa: C901, PLR0915 - one straight loop is read more easily than f
         # for a fossil whichever process has it.
         drawn = minibatches.draw(step)
         batch = noisy(drawn, noise, seed=config.seed, step=step,
-                      num_places=minibatches.num_places, is_paired=is_paired)  # fmt: skip
+                      num_places=minibatches.num_places, is_paired=is_paired,
+                      is_shared=is_shared, peers=peers, device=device)  # fmt: skip
 
         # Denoising score matching, the dual term, and the step that their gradient asks for.
         try:
-            losses = gradients.of(batch.to(device))
+            losses = gradients.of(batch)
         except Interrupted:  # while compiling: no step was taken
             wanted = _REASONS.index("sigterm")
             break

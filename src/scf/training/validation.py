@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from scf.models.energy_model import EnergyModel
-from scf.models.losses import denoising_and_dual
+from scf.models.losses import Expected, denoising_and_dual, expected_noise
 from scf.models.noise import NoiseRange
 from scf.training.data import ModelRows, seed_of
 from scf.training.distributed import ALONE, Peers
@@ -45,6 +45,7 @@ class Validation:
         device: torch.device,
         *,
         is_antithetic: bool = False,
+        is_shared: bool = False,
     ) -> None:
         z_ND, c_NK, s_ND = rows
         generator = torch.Generator().manual_seed(seed_of(config.seed, "validation", 0))
@@ -59,6 +60,11 @@ class Validation:
         self.c_BK = c_NK.repeat(_REPEATS, 1).to(device)
         self.true_score_BD = None if s_ND is None else s_ND.repeat(_REPEATS, 1).to(device)
         self.noise_BD, self.sigma_B = noise_BD.to(device), sigma_B.to(device)
+        self.expected: Expected | None = None
+        if is_shared and len(noise_BD):
+            clean_BD = z_ND.repeat(_REPEATS, 1)
+            found = expected_noise(clean_BD, noise_BD, sigma_B, among_MD=z_ND)
+            self.expected = Expected(*(value.to(device) for value in found))
         self.dual_weight = config.dual_weight
 
     def look(self, model: EnergyModel, peers: Peers = ALONE) -> Look:
@@ -78,6 +84,9 @@ class Validation:
                 sigma_B,
                 c_BK,
                 true_score_BD=None if self.true_score_BD is None else self.true_score_BD[part],
+                expected=None
+                if self.expected is None
+                else Expected(*(value[part] for value in self.expected)),
                 is_steady=self.is_steady,
                 create_graph=False,
             )
