@@ -2,7 +2,6 @@
 
 import json
 import stat
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +20,7 @@ from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.dispatch.runpod_key import ApiKeyMissing, find_key
 from scf.dispatch.runpod_model import PodOrder
 from scf.dispatch.sweeping import name_prefix
+from support.cloud_settings import write_settings
 from support.rented_pods import real_provider
 
 KEY = "rpa_CANARY0123456789abcdef"
@@ -48,23 +48,8 @@ def foundry(tmp_path: Path, provider: FakeRunpod, monkeypatch: pytest.MonkeyPatc
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     initialise(home, tmp_path / "root")
-    (home / "scf.toml").write_text(
-        f'''
-root = "{tmp_path / "root"}"
-[doors]
-order = ["runpod", "local"]
-[runpod]
-image = "worker@sha256:{"0" * 64}"
-gpus = ["NVIDIA RTX A4000"]
-python = "{sys.executable}"
-root = "workspace"
-user = ""
-look_s = 0.1
-visible_s = 0.5
-rest = "{provider.rest}"
-graphql = "{provider.graphql}"
-'''
-    )
+    doors = '[doors]\norder = ["runpod", "local"]'
+    write_settings(home, tmp_path / "root", provider, more=doors, look_s=0.1, visible_s=0.5)
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     return Foundry(home, provider)
 

@@ -21,6 +21,7 @@ from scf.dispatch.returned import ReturnLimits
 from scf.dispatch.runpod import RunpodDoor
 from scf.verification.verify_checkpoint import verify_checkpoint
 from support.checkpoints import seal, write_checkpoint
+from support.cloud_settings import write_settings
 from support.hostile_worker import write_hostile
 from support.processes import python_env
 from support.rented_pods import Doors, real_provider, runpod_door
@@ -137,11 +138,7 @@ def test_the_key_is_in_no_command_line_environment_file_or_word(tmp_path: Path) 
         env = python_env(XDG_CONFIG_HOME=str(tmp_path / "config"))
         subprocess.run([*scf, "init", "--home", home, "--root", tmp_path / "root"],
                        env=env, check=True, capture_output=True)  # fmt: skip
-        (home / "scf.toml").write_text(
-            f'root = "{tmp_path / "root"}"\n[runpod]\nimage = "w@sha256:{"0" * 64}"\nuser = ""\n'
-            f'python = "{sys.executable}"\nroot = "workspace"\nlook_s = 0.2\nvisible_s = 0.5\n'
-            f'rest = "{provider.rest}"\ngraphql = "{provider.graphql}"\nkey_file = "{key_file}"\n'
-        )
+        write_settings(home, tmp_path / "root", provider, visible_s=0.5, key_file=str(key_file))
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
         ran = subprocess.run(

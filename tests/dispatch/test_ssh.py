@@ -549,12 +549,14 @@ def test_a_job_on_another_machine_across_a_cut_cable(
     """Across two network namespaces: the cable is pulled while the job runs, and put back."""
     server = start_sshd(tmp_path / "sshd", host="10.77.9.2", netns=two_machines)
     try:
-        door = open_door(server.box(tmp_path / "box", keepalive_s=1, connect_timeout_s=2), places)
-        door.submit(tiny(sleep_s=4), {})
+        box, go = server.box(tmp_path / "box", keepalive_s=1, connect_timeout_s=2), tmp_path / "go"
+        door = open_door(box, places, IMPATIENT)
+        door.submit(tiny(until=str(go)), {})
         started(places)
         _ip("-n", two_machines, "link", "set", "scf_there", "down")
         wait_for(lambda: _is_unavailable(door), what="the door to notice")
         _ip("-n", two_machines, "link", "set", "scf_there", "up")
+        go.touch()
 
         assert ended(door).reason is ExitReason.COMPLETED
         assert (door.collect("job-1") / "outputs" / "count").read_text() == "once\n"

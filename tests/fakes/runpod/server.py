@@ -96,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Nothing: tests read `calls`."""
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The provider's clock is not ours."""
+        return super().date_time_string(timestamp or self.server.provider.now().timestamp())
+
     def do_GET(self) -> None:
         self._serve("GET")
 
