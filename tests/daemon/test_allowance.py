@@ -1,10 +1,12 @@
 """No more money is promised than the hour, the run, the day and the month have."""
 
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from scf.control.control_file import ControlFile
 from scf.core.errors import BudgetExceeded
 from scf.daemon.allowance import Allowance
 from scf.daemon.commands import LIMITS_SET
@@ -55,6 +57,27 @@ def test_the_cap_by_the_hour_is_about_what_is_open(tmp_path: Path, clock: Manual
     allowance.settle(ONE, 1.0)
 
     allowance.approve(TWO, 1.0, usd_per_h=2.7)
+
+
+@pytest.mark.parametrize("has_run_before", [True, False])
+def test_a_cap_that_was_just_set_holds_though_no_daemon_has_read_it(
+    tmp_path: Path, clock: ManualClock, has_run_before: bool
+) -> None:
+    """The next daemon obeys the command; the smoke test may come first."""
+    if has_run_before:
+        purse(tmp_path, clock)
+    command_id = ControlFile(tmp_path).put(
+        "SET_BUDGET", {"budget": "usd_day", "limit": "2"}, now=clock.now()
+    )
+    allowance = Allowance(tmp_path, clock)
+    assert allowance.limits()["usd_day"] == 2.0
+    with pytest.raises(BudgetExceeded, match=r"0\.00 of 2\.00 USD of this day"):
+        allowance.approve(ONE, 3.0, usd_per_h=1.0)
+
+    # Once it is answered, what the daemon has kept is what counts.
+    with contextlib.closing(RunStore.open(tmp_path, clock)) as store:
+        store.acknowledge(command_id, "done", "", sets={LIMITS_SET: {"usd_day": 7.0}})
+    assert allowance.limits()["usd_day"] == 7.0
 
 
 def test_the_cap_of_a_run_counts_all_its_attempts(tmp_path: Path, clock: ManualClock) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from scf.control.budget import LIMITS
 from scf.core.clock import Clock, utc_text
 from scf.core.errors import BudgetExceeded, InputError
-from scf.daemon.commands import limit_of
+from scf.daemon.commands import limit_of, limits_asked_for
 from scf.runs.store import DATABASE_NAME, RunStore
 from scf.storage import durable
 from scf.storage.instance_lock import instance_lock
@@ -115,11 +115,15 @@ class Allowance:
         return _counted(self.all(), cap, run_id=run_id, now=utc_text(self._clock.now()))
 
     def limits(self) -> dict[str, float]:
-        """The caps in force, by name."""
+        """The caps in force, by name; one that was just set counts, daemon or not."""
         if not (self._home / DATABASE_NAME).exists():
-            return {name: float(LIMITS[name].default or 0.0) for name in CAPS}
-        with contextlib.closing(RunStore.open(self._home, self._clock)) as store:
-            return {name: limit_of(store, name) for name in CAPS}
+            kept = {name: float(LIMITS[name].default or 0.0) for name in CAPS}
+            asked = limits_asked_for(self._home, None)
+        else:
+            with contextlib.closing(RunStore.open(self._home, self._clock)) as store:
+                kept = {name: limit_of(store, name) for name in CAPS}
+                asked = limits_asked_for(self._home, store)
+        return {name: asked.get(name, limit) for name, limit in kept.items()}
 
     def _require_room(self, promise: Promise) -> None:
         others = [row for row in self.all() if row.job_id != promise.job_id]

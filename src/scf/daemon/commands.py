@@ -1,5 +1,6 @@
 """The operator's commands, obeyed once each."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from scf.control.budget import LIMITS, check_limit
 from scf.control.control_file import (
     ACKS_KEPT,
     AUTO_GEAR,
+    CONTROL_NAME,
     GEAR_FLOORS_S,
     Ack,
     Command,
     ControlFile,
+    read_commands,
 )
 from scf.core.clock import Clock
 from scf.core.errors import UsageError
@@ -178,3 +181,15 @@ def limit_of(store: RunStore, name: str, configured: float | None = None) -> flo
     default = LIMITS[name].default if configured is None else configured
     assert default is not None, f"{name} is kept by the drive"
     return float(store.get(LIMITS_SET, {}).get(name, default))
+
+
+def limits_asked_for(home: Path, store: RunStore | None) -> dict[str, float]:
+    """Limits in `control.json` that no daemon has obeyed yet: none may have been running since."""
+    asked: dict[str, float] = {}
+    for command in read_commands(home / CONTROL_NAME).commands:
+        is_new = store is None or not store.has_ack(command.id)
+        if command.name == "SET_BUDGET" and command.fault is None and is_new:
+            with contextlib.suppress(UsageError):  # the daemon will say so
+                limit, value = check_limit(command.arguments["budget"], command.arguments["limit"])
+                asked[limit.name] = value
+    return asked

@@ -66,6 +66,7 @@ class RentedPods:
         self._prefix = name_prefix(home)
         self._board = PodBoard(client, clock, rental.look_s)
         self._swept_look = 0
+        self._told_at_look: dict[str, int] = {}
 
     def expect(self, spec: JobSpec) -> Mapping[str, Any]:
         prices = self._prices()
@@ -356,6 +357,7 @@ class RentedPods:
             self._board.watch(pod_id)
             with contextlib.suppress(DoorError):  # `_confirm` tells it again
                 self._client.terminate(pod_id)
+                self._told_at_look[pod_id] = self._board.looks
         return pod_ids
 
     def _confirm(self, record: PodRecord) -> None:
@@ -365,8 +367,10 @@ class RentedPods:
         left = []
         for pod_id in record.ending:
             self._board.watch(pod_id)
-            if pod_id in here:
+            # Told again only by a look that came after the last time.
+            if pod_id in here and self._told_at_look.get(pod_id) != self._board.looks:
                 self._client.terminate(pod_id)
+                self._told_at_look[pod_id] = self._board.looks
             if self._board.times_missing(pod_id) < 2:
                 left.append(pod_id)
             else:
