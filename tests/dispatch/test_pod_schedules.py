@@ -1,12 +1,14 @@
 """Small versions of `benchmarks/bench_cloud_faults.py`: no pod outlives its lease, no cap is passed."""
 
+from pathlib import Path
+
 import pytest
 
 from fakes.runpod.world import World
 from scf.daemon.allowance import Allowance
 from scf.dispatch import rented_pods
 from support import pod_schedules
-from support.pod_schedules import run_many
+from support.pod_schedules import run_many, spent_by_an_order_carried_out_twice
 
 SEEDS = range(150)
 
@@ -23,20 +25,16 @@ def test_with_the_daemon_dead_for_ever_no_pod_lives_on(has_reaper: bool) -> None
     assert [o.seed for o in outcomes if o.spent_usd > o.cap_usd] == []
 
 
-# In this life an order is carried out twice, daemon and reaper are dead before the next look, and
-# the cap has room for one of the two pods.
-TWICE_AND_NOBODY_LEFT = range(923, 924)
+def test_an_order_that_is_carried_out_twice_passes_no_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then everybody dies: it was promised twice, so it is made where there is room for two."""
+    one_usd = spent_by_an_order_carried_out_twice(1000.0, scratch=tmp_path) / 2
+    assert one_usd > 1
 
-
-def test_an_order_that_is_carried_out_twice_passes_no_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Because it is promised twice until there is known to be one pod."""
-    (outcome,) = run_many(TWICE_AND_NOBODY_LEFT, has_reaper=False)
-    assert outcome.spent_usd <= outcome.cap_usd
-
+    assert spent_by_an_order_carried_out_twice(1.5 * one_usd, scratch=tmp_path) == 0
     monkeypatch.setattr(rented_pods, "PODS_OF_AN_ORDER", 1)
-    (outcome,) = run_many(TWICE_AND_NOBODY_LEFT, has_reaper=False)
-    assert outcome.was_doubled
-    assert outcome.spent_usd > outcome.cap_usd
+    assert spent_by_an_order_carried_out_twice(1.5 * one_usd, scratch=tmp_path) > 1.5 * one_usd
 
 
 def test_the_schedules_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

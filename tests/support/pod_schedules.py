@@ -330,13 +330,44 @@ def _reap(client: _Client, book: _Book, clock: ManualClock) -> float:
     return HURRY_S
 
 
+def spent_by_an_order_carried_out_twice(cap_usd: float, *, scratch: Path) -> float:
+    """What comes of one order when nobody but the provider's own end is left after it, in USD."""
+    _make_key(scratch)
+    clock, outcome = ManualClock(), Outcome(0)
+    world = World(clock=clock, balance_usd=1e6)
+    client = _Client(world, clock, random.Random(0), 0.0, outcome)
+
+    class Twice(_Client):
+        def create(self, order: PodOrder, *, route: str = "graphql") -> Created:
+            self._made(order)
+            return self._made(order)
+
+    caps = {"usd_hour": 1e6, "usd_run": 1e6, "usd_day": cap_usd, "usd_month": 1e6}
+    pods = _Pods(
+        Twice(**vars(client)),  # type: ignore[arg-type]
+        scratch,
+        rental=RunpodSettings(image="w", candidates=CANDIDATES),
+        purse=_Purse(clock, caps),
+        book=_Book(),  # type: ignore[arg-type]
+        clock=clock,  # type: ignore[arg-type]
+    )
+    with contextlib.suppress(ScfError):
+        pods.place("job-1", {}, JobSpec("job-1", "train_ebdm", 3600.0))
+    clock.advance(24 * 3600)
+    return world.spent_usd()
+
+
+def _make_key(home: Path) -> None:
+    (home / "key").write_bytes(b"private")
+    (home / "key.pub").write_text("ssh-ed25519 AAAA")
+    _Pods.key_folder = home
+
+
 def run_many(seeds: range, *, has_reaper: bool = True) -> list[Outcome]:
     """Schedules of these seeds."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        (home / "key").write_bytes(b"private")
-        (home / "key.pub").write_text("ssh-ed25519 AAAA")
-        _Pods.key_folder = home
+        _make_key(home)
         return [run_schedule(seed, has_reaper=has_reaper, scratch=home) for seed in seeds]
 
 
