@@ -2,19 +2,23 @@
 
 import json
 import shutil
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from scf.core.clock import SystemClock
+from scf.daemon import gpu_worker
 from scf.daemon.gpu_worker import Worker
 from scf.daemon.metering import Meters, Reading
 from scf.dispatch.bundle import make_bundle
-from scf.dispatch.job import JobExit, JobSpec
+from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.storage.partitions import Folder
 from support.clocks import ManualClock
 from support.processes import python_env
-from support.tiny_worker import WORKER
+from support.tiny_worker import WORKER, PatientPopen, tiny
 from support.waiting import wait_for
 
 
@@ -113,6 +117,42 @@ def test_the_heartbeat_says_step_loss_and_meters(tmp_path: Path) -> None:
     assert record.not_metered
     assert ("energy_j" in record.usage) is (beat["energy_j"] is not None)
     assert JobExit.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_training_that_takes_more_joules_than_it_may_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked to save and end, as at its deadline; the record says what was counted."""
+    monkeypatch.setattr(gpu_worker, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(subprocess, "Popen", PatientPopen)
+    todo = {"sleep_s": 600.0, "listens": True}
+    spec = JobSpec("job-1", "tiny", 600.0, config=todo, joules_max=5.0)
+    bundle = make_bundle(Folder.at(tmp_path / "jobs"), spec, {})
+    worker = Worker(bundle.path, kinds={"tiny": tiny}, lock=None, clock=SystemClock())
+    worker._meters = Meters(rapl=rapl(tmp_path / "rapl", 1_000_000), nvml="no-such-library")
+
+    def draw() -> None:
+        wait_for(bundle.heartbeat, what="a heartbeat")
+        rapl(tmp_path / "rapl", 6_000_000)  # at the limit nothing is ended
+        wait_for(lambda: bundle.heartbeat()["energy_j"] == 5.0, what="the meter's reading")
+        rapl(tmp_path / "rapl", 7_000_000)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    try:
+        with (tmp_path / "lock").open("w") as held:
+            record = worker.run(held.fileno())
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        drawing.join()
+
+    assert (record.reason, record.detail) == (
+        ExitReason.OVER_BUDGET,
+        "6 J were used of 5 J",
+    )
+    assert record.usage["energy_j"] == 6.0
+    assert (bundle.path / "outputs" / "saved").exists()
 
 
 def test_a_heartbeat_every_ten_seconds(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from scf.core.errors import DoorUnavailable
 from scf.daemon.allowance import Allowance
 from scf.daemon.doors import Doors
 from scf.daemon.foresight import foresee
-from scf.daemon.offers import choose_door
+from scf.daemon.offers import choose_door, need_of
 from scf.dispatch.job import JobPhase, JobStatus
 from scf.runs.record import Run
 from scf.runs.state import State
@@ -129,3 +129,17 @@ def test_a_door_that_refuses_is_told_to_forget_it_and_the_next_one_is_tried(work
     assert [(a.door, a.exit_reason) for a in attempts] == [("ssh", "cancelled"), ("local", None)]
     assert run.facts["door"] == "local"
     assert works.runs()[0].state is State.PROMOTED
+
+
+def test_what_earlier_tries_took_is_gone_from_the_budget(works: Works) -> None:
+    run = run_of(budget={"usd": 5.0, "joules": 100.0, "seconds": 60.0})
+
+    def left(spent_usd: float, used_j: float) -> tuple[float | None, float | None]:
+        need = need_of(
+            run, {}, works.config, money_left_usd=4.0, spent_usd=spent_usd, used_j=used_j
+        )
+        return need.usd_max, need.joules_max
+
+    assert left(0.0, 0.0) == (4.0, 100.0)  # the caps leave less than the run's own budget
+    assert left(3.0, 70.0) == (2.0, 30.0)
+    assert left(6.0, 130.0) == (0.0, 0.0)

@@ -40,7 +40,7 @@ def novelty(spec: JobSpec) -> list[str]:
     return [sys.executable, "-c", program, said]
 
 
-class _Popen(subprocess.Popen[bytes]):
+class PatientPopen(subprocess.Popen[bytes]):
     """A program begins with SIGTERM held back, until it is ready to listen: however slow its start."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -52,7 +52,7 @@ class _Popen(subprocess.Popen[bytes]):
 
 
 if __name__ == "__main__":
-    subprocess.Popen = _Popen  # type: ignore[misc]
+    subprocess.Popen = PatientPopen  # type: ignore[misc]
     sys.exit(
         gpu_worker.main(
             kinds={

@@ -33,7 +33,8 @@ class RunSettings:
     Attributes:
         usd_max: A door at whose price the job could cost more is not used.
         seconds_max: A job is ended after this long, if that is less than `job_deadline_s`.
-        joules_max: A door whose power could make it more, or is unknown, is not used.
+        joules_max: A door whose power could make it more, or is unknown, is not used; and where
+            there are meters, training is ended once it took more, all its tries together.
         within_h: Doors that would not be done by then are used only where no other is left.
         upload_bytes_per_s: How fast data gets to other machines, for weighing them.
         local_power_w: What this machine draws under load; 0 where nobody knows.

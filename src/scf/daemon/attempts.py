@@ -11,7 +11,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.identity import sha256_hex
-from scf.daemon.offers import JOBS_PER_DOOR, was_refused
+from scf.daemon.offers import JOBS_PER_DOOR, joules_used, was_refused
 from scf.daemon.stage import Bench
 from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import (
@@ -46,7 +46,10 @@ def open_attempt(
     *,
     door: str,
 ) -> Attempt:
-    """The run's open attempt of this kind; what is to be done is on the medium before it is."""
+    """The run's open attempt of this kind; what is to be done is on the medium before it is.
+
+    Training may take what is left of the run's joules; a measurement is not ended for them.
+    """
     inputs = (
         *(JobInput(name, f"inputs/{name}", sha256_hex(data)) for name, data in files.items()),
         *(JobInput(name, str(path)) for name, path in folders.items()),
@@ -61,9 +64,22 @@ def open_attempt(
             config=dict(config or {}),
             inputs=inputs,
             vault=str(bench.rooms.vault_folder),
+            joules_max=None if kind == MEASURE else joules_left(run, bench),
         ).to_json()
 
     return bench.store.open_attempt(run.run_id, kind, door, spec_of)
+
+
+def joules_left(run: Run, bench: Bench) -> float | None:
+    """What the run's budget leaves it, as far as its attempts were metered; None is no limit."""
+    limit_j = float(run.intent.get("budget", {}).get("joules") or 0.0)
+    return limit_j - joules_used(bench.store.attempts(run.run_id)) if limit_j else None
+
+
+def is_out_of_joules(run: Run, bench: Bench) -> bool:
+    """Whether nothing is left for the run to train with."""
+    left_j = joules_left(run, bench)
+    return left_j is not None and left_j <= 0
 
 
 def door_of(attempt: Attempt, bench: Bench) -> Dispatcher:

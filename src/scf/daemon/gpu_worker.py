@@ -132,6 +132,8 @@ class Worker:
         self._deadline = 0.0
         self._next_beat = 0.0
         self._meters = Meters()
+        self._used_j: float | None = None
+        self._machines = 1
         self._is_told_to_stop = False
 
     def run(self, held: int) -> JobExit:
@@ -183,6 +185,7 @@ class Worker:
     def _start(self, command: list[str], held: int) -> "subprocess.Popen[bytes]":
         self._folder.check()
         node = Node.of(os.environ, num_gpus=0)
+        self._machines = node.count if node is not None else 1
         with (self._bundle.path / LOG_NAME).open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -217,14 +220,22 @@ class Worker:
         elif stop.reason is not None:
             if now >= stop.kill_at:
                 child.kill()
-        elif self._is_told_to_stop or now >= self._deadline:
-            if self._is_told_to_stop:
-                stop.reason, stop.detail = ExitReason.PREEMPTED, "told to stop (SIGTERM)"
-            else:
-                stop.reason = ExitReason.TIMED_OUT
-                stop.detail = f"deadline of {spec.deadline_s:g} s passed"
+        elif (why := self._why_stop(spec, now)) is not None:
+            stop.reason, stop.detail = why
             stop.kill_at = now + STOP_GRACE_S
             child.terminate()
+
+    def _why_stop(self, spec: JobSpec, now: float) -> tuple[ExitReason, str] | None:
+        if self._is_told_to_stop:
+            return ExitReason.PREEMPTED, "told to stop (SIGTERM)"
+        if now >= self._deadline:
+            return ExitReason.TIMED_OUT, f"deadline of {spec.deadline_s:g} s passed"
+        if self._used_j is None or spec.joules_max is None:
+            return None
+        limit_j = spec.joules_max / self._machines  # each of several has its share
+        if self._used_j > limit_j:
+            return ExitReason.OVER_BUDGET, f"{self._used_j:.4g} J were used of {limit_j:.4g} J"
+        return None
 
     def _beat(self, child: "subprocess.Popen[bytes]", spec: JobSpec) -> None:
         now = self._clock.monotonic()
@@ -232,6 +243,8 @@ class Worker:
             return
         self._next_beat = now + HEARTBEAT_S
         progress = self._bundle.last_progress()
+        metered = self._meters.read()
+        self._used_j = metered.energy_j
         beat = {
             "schema": "scf.heartbeat/1",
             "job_id": spec.job_id,
@@ -240,7 +253,7 @@ class Worker:
             "program_pid": child.pid,
             "step": progress.get("step"),
             "loss": progress.get("loss"),
-            **self._meters.read().to_json(),
+            **metered.to_json(),
             "progress": progress,
         }
         self._folder.write_json(HEARTBEAT_NAME, beat)

@@ -49,8 +49,16 @@ def choose_door(
     A door that would not take an earlier attempt of this run comes into question again only where
     no other is left.
     """
+    attempts = list(attempts)
     allowance = Allowance(config.home, clock)
-    need = need_of(run, plan, config, _money_left(allowance, run.run_id))
+    need = need_of(
+        run,
+        plan,
+        config,
+        money_left_usd=_money_left(allowance, run.run_id),
+        spent_usd=allowance.spent_usd("usd_run", run_id=run.run_id),
+        used_j=joules_used(attempts),
+    )
     busy: dict[str, str] = {}
     for attempt in open_attempts:
         if attempt.run_id != run.run_id:
@@ -75,10 +83,30 @@ def was_refused(attempt: Attempt) -> bool:
     return not attempt.is_open and detail.startswith(NOT_TAKEN)
 
 
+def joules_used(attempts: Iterable[Attempt]) -> float:
+    """What the meters counted in these attempts; what had no meter is not in it."""
+    return sum(float((attempt.receipt or {}).get("energy_j") or 0.0) for attempt in attempts)
+
+
 def need_of(
-    run: Run, plan: Mapping[str, Any], config: FoundryConfig, money_left_usd: float
+    run: Run,
+    plan: Mapping[str, Any],
+    config: FoundryConfig,
+    *,
+    money_left_usd: float,
+    spent_usd: float,
+    used_j: float,
 ) -> Need:
-    """What the run's next training job needs, and what it may take."""
+    """What the run's next training job needs, and what it may take.
+
+    Args:
+        run: With its budget, of which its earlier attempts have had their part.
+        plan: What it trains on.
+        config: All settings.
+        money_left_usd: What the caps on money leave.
+        spent_usd: What its earlier attempts cost.
+        used_j: What the meters counted in them.
+    """
     budget = run.intent.get("budget", {})
     limit_s = float(budget.get("seconds") or config.daemon.job_deadline_s)
     training_s = float(run.intent.get("config", {}).get("max_seconds", limit_s)) + OVERHEAD_S
@@ -88,8 +116,8 @@ def need_of(
     return Need(
         seconds=min(limit_s, training_s),
         data_bytes=sum(int(shard["size_bytes"]) for shard in plan.get("shards", ())),
-        usd_max=min(usd, money_left_usd) if usd else money_left_usd,
-        joules_max=joules or None,
+        usd_max=min(max(0.0, usd - spent_usd), money_left_usd) if usd else money_left_usd,
+        joules_max=max(0.0, joules - used_j) if joules else None,
         within_s=within_s or None,
     )
 

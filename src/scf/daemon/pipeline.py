@@ -25,6 +25,7 @@ from scf.daemon.attempts import (
     found_no_room,
     how_it_ended,
     is_its_fault,
+    is_out_of_joules,
     open_attempt,
     open_one,
     receipt_of,
@@ -138,6 +139,8 @@ def submit(run: Run, bench: Bench) -> Step:
     if under_way is not None:
         name = under_way.door
     else:
+        if is_out_of_joules(run, bench):
+            return Move(State.FAILED, f"parked, its joules are used up: {run.reason}")
         choice = _choose_door(run, bench)
         if choice.door is None:
             return Retry(choice.reason, counts=False)
@@ -326,7 +329,7 @@ def _train_control(run: Run, bench: Bench) -> Step | None:
     if not run.facts.get("parent") or not bench.rooms.config.daemon.scratch_control:
         return None
     attempts = bench.store.attempts(run.run_id, CONTROL)
-    if attempts and not attempts[-1].is_open:
+    if not attempts[-1].is_open if attempts else is_out_of_joules(run, bench):
         return None
     files = training_files(run, bench)
     name = str(run.facts.get("door", LOCAL))

@@ -32,11 +32,12 @@ class ExitReason(StrEnum):
     LOST = "lost"
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
+    OVER_BUDGET = "over_budget"
     WORKER_ERROR = "worker_error"
 
 
 # Reasons that the same job would meet again: trying once more would only cost.
-HOPELESS = frozenset({ExitReason.BAD_DATA, ExitReason.DIVERGED})
+HOPELESS = frozenset({ExitReason.BAD_DATA, ExitReason.DIVERGED, ExitReason.OVER_BUDGET})
 # Reasons that say nothing about the job: they do not count as one of its tries.
 NOT_ITS_FAULT = frozenset({ExitReason.CANCELLED, ExitReason.PREEMPTED})
 
@@ -75,6 +76,7 @@ class JobSpec:
         inputs: What it reads.
         vault: The vault's folder; None for a job that reads no fossils.
         deadline_s: The worker ends the job after this long.
+        joules_max: The worker ends the job once its machine's meters say more; None is no limit.
     """
 
     job_id: str
@@ -83,6 +85,7 @@ class JobSpec:
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[JobInput, ...] = ()
     vault: str | None = None
+    joules_max: float | None = None
 
     def input(self, name: str) -> JobInput | None:
         """The input called `name`, if there is one."""
@@ -97,6 +100,8 @@ class JobSpec:
             "inputs": [given.to_json() for given in self.inputs],
             "vault": self.vault,
             "deadline_s": self.deadline_s,
+            # Absent where there is none, so that a spec without it stays what it was.
+            **({} if self.joules_max is None else {"joules_max": self.joules_max}),
         }
 
     @classmethod
@@ -108,6 +113,7 @@ class JobSpec:
         """
         if not isinstance(value, dict) or value.get("schema") != SPEC_SCHEMA:
             raise InputError(f"not a job spec of schema {SPEC_SCHEMA}")
+        joules = value.get("joules_max")
         try:
             spec = cls(
                 job_id=str(value["job_id"]),
@@ -116,6 +122,7 @@ class JobSpec:
                 config=dict(value["config"]),
                 inputs=tuple(JobInput(**row) for row in value["inputs"]),
                 vault=value["vault"],
+                joules_max=None if joules is None else float(joules),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"job spec: {type(error).__name__}: {error}") from error
@@ -230,6 +237,8 @@ def check_spec(spec: JobSpec) -> None:
         raise InputError(f"job kind {spec.kind!r} is not a name")
     if not 0 < spec.deadline_s < float("inf"):
         raise InputError(f"deadline_s {spec.deadline_s!r} must be a positive number of seconds")
+    if spec.joules_max is not None and not 0 < spec.joules_max < float("inf"):
+        raise InputError(f"joules_max {spec.joules_max!r} must be a positive number of joules")
     for given in spec.inputs:
         if not _NAME.fullmatch(given.name):
             raise InputError(f"input {given.name!r} is not a name")
