@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -53,14 +54,16 @@ def rent(
     name: str = "",
     lease_s: float = 600.0,
     state: PodState | None = PodState.CREATED,
+    nodes: int = 1,
 ) -> PodRecord:
-    """A pod, and what the book says of it; with no `state` the book says nothing."""
+    """A pod or a cluster, and what the book says of it; with no `state` the book says nothing."""
     now = SystemClock().now()
     name = name or f"{name_prefix(home)}job-1"
     client = RunpodClient(ApiKey(KEY), rest=provider.rest, graphql=provider.graphql)
     order = PodOrder(
-        name=name, image="w", gpu=CHEAP.gpu, terminate_after=now + timedelta(seconds=lease_s)
-    )
+        name=name, image="w", gpu=CHEAP.gpu, terminate_after=now + timedelta(seconds=lease_s),
+        num_pods=nodes,
+    )  # fmt: skip
     created = client.create(order)
     client.close()
     record = PodRecord(
@@ -72,6 +75,7 @@ def rent(
         lease_until=utc_text(now + timedelta(seconds=lease_s)),
         max_usd=1.0,
         pod_id=created.pod_id,
+        nodes=nodes,
     )
     if state is not None:
         PodFiles(home / "runpod").write(record)
@@ -211,6 +215,94 @@ def test_the_pods_own_hand_has_two_fingers(provider: FakeRunpod, home: Path, tie
     assert not provider.alive(), said
 
 
+# A cluster: two hands are sure, a third only where the provider lets a member's key do it.
+
+
+def test_the_reapers_hand_on_a_cluster(home: Path, provider: FakeRunpod) -> None:
+    """Past its lease, in no book, or a namesake; another's is left alone. All members go."""
+    rent(home, provider, nodes=2)
+    rent(home, provider, nodes=2, state=None)  # the same name twice
+    rent(home, provider, nodes=3, name=f"{name_prefix(home)}forgotten", state=None)
+    rent(home, provider, nodes=2, name=f"{name_prefix(home)}late", lease_s=-1)
+    rent(home, provider, nodes=2, name="scf-00000000-anothers", state=None)
+
+    why = sorted(reap(home))
+    assert why[0] == "another cluster has its name"
+    assert why[1].startswith("its lease ended at")
+    assert why[2:] == ["no job needs it"]
+    assert [cluster.name for cluster in provider.alive_clusters()] == [
+        f"{name_prefix(home)}job-1",
+        "scf-00000000-anothers",
+    ]
+    assert len(provider.alive()) == 4
+
+
+def test_a_member_that_outlives_its_cluster_is_ended(home: Path, provider: FakeRunpod) -> None:
+    """The cluster is in no list any more, the member has a name of the provider's choice."""
+    provider.pod_scripts.extend([PodScript(), PodScript(deaf=2)])
+    rent(home, provider, nodes=2, lease_s=-1)
+    reap(home)
+    assert provider.alive_clusters() == []
+    assert len(provider.alive()) == 1
+
+    reap(home)
+    reap(home)
+    assert provider.alive() == []
+
+
+def test_a_forgotten_member_is_known_by_the_variable_of_its_order(
+    home: Path, provider: FakeRunpod
+) -> None:
+    """No book, and a cluster that is not shown (any more): the order's name is with the member."""
+    provider.pod_scripts.extend([PodScript(), PodScript(deaf=2)])
+    name = f"{name_prefix(home)}forgotten"
+    order = {"image": "w", "gpu": CHEAP.gpu, "num_gpus": 1, "cloud": "SECURE", "disk_gb": 1}
+    order |= {"ports": [], "env": {"SCF_ORDER": name}, "data_center": None}
+    provider.terminate_cluster(provider.create_cluster(name=name, num_pods=2, **order))
+
+    assert reap(home) == ["no job needs it"]
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_a_members_own_hand_works_as_far_as_the_provider_lets_it(
+    provider: FakeRunpod, home: Path, may: bool
+) -> None:
+    """Its pod cannot be ended alone; whether its key ends the cluster, the documents do not say."""
+    provider.members_may_end = may
+    rent(home, provider, nodes=2)
+    environment = {
+        "SCF_LEASE_UNTIL": "2026-11-23T00:00:00Z",
+        "SCF_RUNPOD_REST": provider.rest,
+        "SCF_RUNPOD_GRAPHQL": provider.graphql,
+    }
+    member = provider.alive()[1]
+    key = provider.pod_key(member.pod_id)
+
+    assert pod_lease.end_by_rest(environment, member.pod_id, key) == "REST 409"
+    assert pod_lease.end_by_graphql(environment, member.pod_id, key) == "GraphQL 200"
+    assert len(provider.alive()) == 2
+    said = pod_lease.end_cluster(environment, member.pod_id, key)
+
+    assert said == ("cluster 204" if may else "cluster unknown (401)")
+    assert len(provider.alive()) == (0 if may else 2)
+
+
+def test_the_bill_of_a_cluster_is_asked_for_as_one(home: Path, provider: FakeRunpod) -> None:
+    record = rent(home, provider, nodes=2)
+    provider.pass_time(3600)
+    provider.terminate_cluster(provider.all_clusters[0])
+    purse = Allowance(home, SystemClock())
+    purse.approve(record.job_id, 2.0, usd_per_h=0.5)
+    gone = utc_text(SystemClock().now() - timedelta(hours=3))
+    rented = Rented(pod_id=str(record.pod_id), usd_per_h=0.5, since=gone, until=gone)
+    PodFiles(home / "runpod").write(
+        replace(record, state=PodState.NONE, pod_id=None, rented=(rented,), released_at=gone)
+    )
+    reap(home)
+
+    assert purse.spent_usd() == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_pod_without_its_variables_says_that_it_cannot_end_itself() -> None:
     said: list[str] = []
     assert pod_lease.main({"SCF_LEASE_UNTIL": "2026-11-23T00:00:00Z"}, said.append) == 1
@@ -243,8 +335,6 @@ def test_the_bill_takes_the_place_of_the_estimate(home: Path, provider: FakeRunp
     purse.settle(record.job_id, 0.2505)
     gone = utc_text(clock.now() - timedelta(hours=3))
     rented = Rented(pod_id=str(record.pod_id), usd_per_h=0.25, since=gone, until=gone)
-    from dataclasses import replace
-
     ended = replace(record, state=PodState.NONE, pod_id=None, rented=(rented,))
     book.write(replace(ended, released_at=utc_text(clock.now())))
     reap(home)

@@ -18,7 +18,9 @@ def test_with_the_daemon_dead_for_ever_no_pod_lives_on(has_reaper: bool) -> None
     """120 s after the last lease, with whatever hands the seed has left."""
     outcomes = run_many(SEEDS, has_reaper=has_reaper)
 
-    assert [o.seed for o in outcomes if o.alive] == []
+    # A cluster with nobody left at all lives on: that hole is named, not hidden (docs/adr/0004).
+    assert [o.seed for o in outcomes if o.alive and o.hands] == []
+    assert sum(o.clusters for o in outcomes) > len(SEEDS) / 5
     assert sum(o.pods for o in outcomes) > len(SEEDS)
     assert sum(o.faults for o in outcomes) > len(SEEDS)
     assert sum(o.jobs_done for o in outcomes) > 10

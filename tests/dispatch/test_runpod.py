@@ -252,7 +252,7 @@ def test_a_crash_between_the_book_and_the_answer_makes_one_pod(
         lease_until="2099-01-01T00:00:00Z",
         max_usd=1.0,
     )
-    full = door._pods._order_of(record, CHEAP)
+    full = door._pods._access.order_of(record, CHEAP)
     book(tmp_path).write(replace(record, intended_at=SystemClock().now().isoformat()))
     if was_carried_out:
         door._pods._client.create(full)
@@ -464,7 +464,7 @@ def test_one_list_call_serves_all_pods_and_is_rare(doors: Doors) -> None:
     client = RunpodClient(ApiKey(provider.key), rest=provider.rest, graphql=provider.graphql)
     board = PodBoard(client, clock, look_s=15.0)
     for _ in range(600):
-        board.pods()
+        board.lots()
         clock.advance(0.1)
     client.close()
 

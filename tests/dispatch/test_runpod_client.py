@@ -34,7 +34,14 @@ from scf.dispatch.runpod_errors import (
     RateLimited,
     RequestRefused,
 )
-from scf.dispatch.runpod_model import PodOrder, PodStatus, graphql_input, rest_body
+from scf.dispatch.runpod_model import (
+    Membership,
+    PodOrder,
+    PodStatus,
+    cluster_body,
+    graphql_input,
+    rest_body,
+)
 from support.clocks import ManualClock
 
 ORDER = PodOrder(
@@ -89,6 +96,31 @@ def test_rest_has_no_field_for_these(extra: str) -> None:
     assert openapi.errors_of("CreatePodRequest", rest_body(ORDER) | {extra: "x"})
 
 
+@pytest.mark.parametrize(
+    "order",
+    [replace(ORDER, num_pods=2), replace(ORDER, num_pods=250, num_gpus=8, data_center=None)],
+)
+def test_the_cluster_body_is_what_the_document_allows(order: PodOrder) -> None:
+    openapi.required_document()
+
+    assert openapi.errors_of("CreateClusterRequest", cluster_body(order)) == []
+
+
+@pytest.mark.parametrize("extra", ["terminateAfter", "stopAfter", "cloud", "gpu", "registry"])
+def test_a_cluster_has_no_field_for_these(extra: str) -> None:
+    """The reason why a cluster has one hand fewer; when one is allowed, that can change."""
+    openapi.required_document()
+    body = cluster_body(replace(ORDER, num_pods=2))
+
+    assert openapi.errors_of("CreateClusterRequest", body | {extra: "x"})
+
+
+@pytest.mark.parametrize("num_pods", [0, 251])
+def test_an_order_has_as_many_pods_as_the_document_allows(num_pods: int) -> None:
+    with pytest.raises(UsageError, match="2 to 250"):
+        replace(ORDER, num_pods=num_pods)
+
+
 def test_the_graphql_input_carries_the_end_of_the_pod_and_values_as_values() -> None:
     """ISO time in UTC to the second; a value with quotes stays a value."""
     value = graphql_input(ORDER)
@@ -119,11 +151,18 @@ def test_every_path_that_is_called_is_in_the_document(
     client.ssh_keys()
     list(client.logs(pod_id, source="container"))
     client.terminate(pod_id)
+    cluster_id = client.create(replace(ORDER, num_pods=2)).pod_id
+    client.list_clusters()
+    client.get_cluster(cluster_id)
+    client.cluster_pods(cluster_id)
+    client.cluster_billing(provider.now(), provider.now(), cluster_id=cluster_id)
+    client.terminate_cluster(cluster_id)
 
     known = openapi.required_document()["components"]["parameters"]
-    assert len(seen) == 8
+    assert len(seen) == 14
     for method, address, query in seen:
-        path = "/v2" + address.removeprefix(provider.rest).replace(pod_id, "{id}")
+        path = "/v2" + address.removeprefix(provider.rest)
+        path = path.replace(pod_id, "{id}").replace(cluster_id, "{id}")
         operation = paths[path][method]
         rows = [*operation.get("parameters", []), *paths[path].get("parameters", [])]
         rows = [known[row["$ref"].rpartition("/")[2]] if "$ref" in row else row for row in rows]
@@ -149,6 +188,48 @@ def test_a_pod_is_rented_seen_and_given_back(client: RunpodClient, route: str) -
     assert client.get_pod(created.pod_id) is None
     client.terminate(created.pod_id)
     assert client.list_pods() == []
+
+
+@ROUTES
+def test_a_cluster_is_rented_seen_and_given_back(
+    provider: FakeRunpod, client: RunpodClient, route: str
+) -> None:
+    """By REST whatever the route: there is one way. Its members are pods, and end with it."""
+    created = client.create(replace(ORDER, num_pods=2, num_gpus=8), route=route)
+
+    assert (created.name, created.cost_usd_per_h) == (ORDER.name, 0.0)
+    (cluster,) = client.list_clusters()
+    assert cluster == client.get_cluster(created.pod_id)
+    assert (cluster.cluster_id, cluster.name) == (created.pod_id, ORDER.name)
+    assert (cluster.num_pods, cluster.num_placed) == (2, 2)
+    client.list_pods()
+    pods = client.cluster_pods(created.pod_id)
+    assert pods == client.list_pods()
+    assert [pod.member for pod in pods] == [
+        Membership(created.pod_id, rank, "127.0.0.1") for rank in (0, 1)
+    ]
+    assert [pod.cost_usd_per_h for pod in pods] == [2.69 * 8] * 2
+
+    with pytest.raises(RequestRefused, match="belongs to a cluster"):
+        client.terminate(pods[0].pod_id)
+    assert client.terminate_cluster(created.pod_id)
+    assert not client.terminate_cluster(created.pod_id)
+    assert client.get_cluster(created.pod_id) is None
+    assert client.cluster_pods(created.pod_id) == []
+    assert provider.alive() == client.list_clusters() == []
+
+
+def test_a_member_that_outlives_its_cluster_can_be_ended(
+    provider: FakeRunpod, client: RunpodClient
+) -> None:
+    provider.pod_scripts.extend([PodScript(), PodScript(deaf=9)])
+    cluster_id = client.create(replace(ORDER, num_pods=2)).pod_id
+    client.terminate_cluster(cluster_id)
+    (left,) = client.list_pods()
+
+    assert left.member is not None
+    assert left.member.cluster_id == cluster_id
+    client.terminate(left.pod_id)
 
 
 def test_only_graphql_gives_the_pod_an_end(provider: FakeRunpod, client: RunpodClient) -> None:
@@ -184,9 +265,14 @@ def test_prices_money_bills_and_keys(provider: FakeRunpod, client: RunpodClient)
     provider.pass_time(1800)
     assert client.account().balance_usd == pytest.approx(100 - 2.69 / 2, abs=0.01)
     assert client.account().spend_usd_per_h == 2.69
+    cluster_id = client.create(replace(ORDER, num_pods=2)).pod_id
+    provider.pass_time(3600)
+    (row,) = client.cluster_billing(start, provider.now(), cluster_id=cluster_id)
+    assert (row.pod_id, row.total_usd) == (cluster_id, pytest.approx(2 * 2.69, abs=0.01))
+    client.terminate_cluster(cluster_id)
     bill = client.billing(start, provider.now(), pod_id=pod_id)
     assert [row.pod_id for row in bill] == [pod_id]
-    assert bill[0].total_usd == pytest.approx(2.69 / 2, abs=0.01)
+    assert bill[0].total_usd == pytest.approx(2.69 * 1.5, abs=0.01)
     assert client.ssh_keys() == ["ssh-ed25519 AAAA registered"]
 
 
@@ -207,6 +293,7 @@ def test_logs_go_on_after_the_last_event(provider: FakeRunpod, client: RunpodCli
 
 
 @ROUTES
+@pytest.mark.parametrize("num_pods", [1, 2])
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -221,15 +308,17 @@ def test_logs_go_on_after_the_last_event(provider: FakeRunpod, client: RunpodCli
     ],
 )
 def test_a_failed_create_says_what_to_do_next_and_is_not_repeated(
-    provider: FakeRunpod, client: RunpodClient, route: str, fault: object, error: type[ScfError]
-) -> None:
-    provider.script("create", fault)
+    provider: FakeRunpod, client: RunpodClient, route: str, fault: object, error: type[ScfError],
+    num_pods: int,
+) -> None:  # fmt: skip
+    operation = "create" if num_pods == 1 else "create cluster"
+    provider.script(operation, fault)
 
     with pytest.raises(error) as caught:
-        client.create(ORDER, route=route)
+        client.create(replace(ORDER, num_pods=num_pods), route=route)
 
     assert type(caught.value) is error
-    assert provider.count("create") == 1
+    assert provider.count(operation) == 1
 
 
 def test_a_pool_that_is_closed_to_us_is_a_matter_of_the_candidate(
@@ -281,7 +370,7 @@ def test_an_answer_of_another_form_is_a_fault_of_the_provider(
 def test_an_endless_answer_is_cut(
     provider: FakeRunpod, client: RunpodClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scf.dispatch.runpod_client.REPLY_MAX_BYTES", 1000)
+    monkeypatch.setattr("scf.dispatch.runpod_reply.REPLY_MAX_BYTES", 1000)
     provider.ssh_keys = ["x" * 2000]
     with pytest.raises(ProviderFault, match="1000 bytes"):
         client.ssh_keys()

@@ -32,6 +32,41 @@ class Cable:
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True, timeout=60)
 
 
+@dataclass(frozen=True)
+class Overlay:
+    """A network of their own between namespaces, as the provider gives to a cluster."""
+
+    bridge: str
+    net: str
+
+    def address(self, rank: int) -> str:
+        return f"{self.net}.{rank + 1}"
+
+    def join(self, cable: Cable, rank: int) -> str:
+        """Bring a namespace in; its address there. The link ends with the namespace."""
+        here, there = f"{self.bridge}a{rank}", f"{self.bridge}b{rank}"
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", cable.name)
+        ip("link", "set", here, "master", self.bridge)
+        ip("link", "set", here, "up")
+        ip("-n", cable.name, "addr", "add", f"{self.address(rank)}/24", "dev", there)
+        ip("-n", cable.name, "link", "set", there, "up")
+        return self.address(rank)
+
+    def remove(self) -> None:
+        """Take it away; twice is once."""
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, timeout=10)
+
+
+def new_overlay() -> Overlay:
+    """A bridge that no other test process has."""
+    number = next(_numbers)
+    place = (os.getpid() * 64 + number) % 2**14
+    overlay = Overlay(f"o{os.getpid() % 100_000}_{number}", f"10.{78 + place // 256}.{place % 256}")
+    ip("link", "add", overlay.bridge, "type", "bridge")
+    ip("link", "set", overlay.bridge, "up")
+    return overlay
+
+
 def new_cable() -> Cable | None:
     """A new namespace, connected; None where that is not allowed. Names and addresses are apart
     from those of other test processes."""

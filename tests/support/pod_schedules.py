@@ -5,7 +5,8 @@
 The code that is tried is the door's own (`RentedPods`), the reaper's (`strays`, `sweep`) and the
 purse's (`Allowance`); the provider is the double's `World` without its network. The daemon dies at a
 moment of the seed's choice, for ever. Then the pod's agent, the reaper and `terminateAfter` are
-left, as far as the seed leaves them.
+left, as far as the seed leaves them. In a share of the schedules each job asks for a cluster, which
+`terminateAfter` does not know; `agent` means there that a member's key may end it.
 """
 
 import contextlib
@@ -17,12 +18,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from fakes.runpod.clusters import ClusterScript
 from fakes.runpod.world import GPU_PRICES, FakePod, PodScript, World
 from scf.core.clock import parse_utc
 from scf.core.errors import BudgetExceeded, ScfError
 from scf.daemon.allowance import Allowance, Promise
 from scf.daemon.reaper import EVERY_S, HURRY_S, Look
+from scf.dispatch.follower import MachineGone
 from scf.dispatch.job import JobSpec
+from scf.dispatch.pod_access import PodAccess
 from scf.dispatch.pod_record import PodRecord
 from scf.dispatch.rental import Candidate, RunpodSettings
 from scf.dispatch.rented_pods import RentedPods
@@ -33,14 +37,16 @@ from scf.dispatch.runpod_errors import (
     NotPlaced,
     ProviderFault,
     RateLimited,
+    RequestRefused,
 )
-from scf.dispatch.runpod_model import Created, GpuOffer, Pod, PodOrder
-from scf.dispatch.sweeping import lease_left_s, name_prefix, strays, sweep
+from scf.dispatch.runpod_model import Cluster, Created, GpuOffer, Pod, PodOrder
+from scf.dispatch.sweeping import lease_left_s, name_prefix, shown, strays, sweep
 from support.clocks import ManualClock
 
 STEP_S = 5.0
 AGENT_S = 10.0
 LATE_S = 120.0
+CLUSTER_SHARE = 0.25
 CANDIDATES = (Candidate("NVIDIA H100 80GB HBM3"), Candidate("NVIDIA RTX A4000"))
 
 
@@ -58,6 +64,9 @@ class Outcome:
         hands: Which of the hands were left when the daemon was dead.
         list_calls_max: List calls of the daemon within any minute.
         was_doubled: Whether an order was carried out twice.
+        nodes: Pods that each job asks for.
+        clusters: Clusters that were made.
+        losses: Jobs that ended because a member was gone.
     """
 
     seed: int
@@ -70,6 +79,9 @@ class Outcome:
     list_calls_max: int = 0
     was_doubled: bool = False
     jobs_done: int = 0
+    nodes: int = 1
+    clusters: int = 0
+    losses: int = 0
 
 
 @dataclass
@@ -85,6 +97,7 @@ class _Client:
     is_daemons: bool = True
 
     def create(self, order: PodOrder, *, route: str = "graphql") -> Created:
+        del route
         fate = self.dice.random()
         if fate > self.fault_rate:
             return self._made(order)
@@ -107,6 +120,8 @@ class _Client:
         raise CreateUnknown(kind)
 
     def _made(self, order: PodOrder) -> Created:
+        if order.num_pods > 1:
+            return self._made_cluster(order)
         script = PodScript(
             unseen=self.dice.choice([0, 0, 0, 1, 2, 4]),
             until_running=self.dice.choice([0, 1, 2, 2, None]),
@@ -129,19 +144,71 @@ class _Client:
         )
         return Created(pod.pod_id, pod.name, pod.price_usd_per_h)
 
+    def _made_cluster(self, order: PodOrder) -> Created:
+        num_pods = order.num_pods
+        fates = [0, 0, 0, 0, 0, 1, 1, 3, 3, None]
+        # One bad member spoils a cluster, so each is a little better than a pod.
+        for _ in range(num_pods):
+            member = PodScript(
+                unseen=self.dice.choice([0, 0, 0, 1, 2, 4]),
+                until_running=self.dice.choice([0, 1, 2, 2, 2, 2, 2, 2, 2, None]),
+                has_ports=self.dice.random() > 0.03,
+                num_gpus=0 if self.dice.random() < 0.02 else None,
+                deaf=self.dice.choice([0, 0, 0, 1, 3]),
+            )
+            self.world.pod_scripts.append(member)
+        script = ClusterScript(
+            unseen=self.dice.choice([0, 0, 0, 1, 2, 4]),
+            late={rank: self.dice.choice(fates) for rank in range(1, num_pods)},
+            unranked=self.dice.choice([0, 0, 1, 3]),
+            deaf=self.dice.choice([0, 0, 0, 1, 3]),
+        )
+        self.world.cluster_scripts.append(script)
+        cluster = self.world.create_cluster(
+            name=order.name,
+            num_pods=num_pods,
+            image=order.image,
+            gpu=order.gpu,
+            num_gpus=order.num_gpus,
+            cloud="SECURE",
+            disk_gb=order.disk_gb,
+            ports=list(order.ports),
+            env=dict(order.env),
+            data_center=order.data_center,
+        )
+        self.outcome.clusters += 1
+        return Created(cluster.cluster_id, cluster.name, 0.0)
+
     def list_pods(self) -> list[Pod]:
         if self.is_daemons:
             self.lists.append(self.clock.monotonic())
         self._maybe_fail()
         return [Pod.from_json(self.world.described(pod)) for pod in self.world.look()]
 
+    def list_clusters(self) -> list[Cluster]:
+        if self.is_daemons:
+            self.lists.append(self.clock.monotonic())
+        self._maybe_fail()
+        return [Cluster.from_json(row.described()) for row in self.world.look_at_clusters()]
+
     def terminate(self, pod_id: str) -> None:
         self._maybe_fail()
         for pod in self.world.alive():
             if pod.pod_id == pod_id:
+                if pod.cluster is not None and not pod.cluster.is_gone:
+                    raise RequestRefused("409: it belongs to a cluster")
                 self.world.terminate(pod)
 
-    def gpu_offers(self, *, num_gpus: int = 1) -> list[GpuOffer]:
+    def terminate_cluster(self, cluster_id: str) -> bool:
+        self._maybe_fail()
+        for cluster in self.world.alive_clusters():
+            if cluster.cluster_id == cluster_id:
+                self.world.terminate_cluster(cluster)
+                return True
+        return False
+
+    def gpu_offers(self, *, num_gpus: int = 1, product: str = "POD") -> list[GpuOffer]:
+        del product
         self._maybe_fail()
         return [
             GpuOffer(gpu, memory, secure, community, "HIGH", {})
@@ -198,17 +265,16 @@ class _Purse(Allowance):
         return contextlib.nullcontext()
 
 
-class _Pods(RentedPods):
-    """The door's pods, without ssh: the keys are one pair, and ssh answers when the dice say so."""
+class _Access(PodAccess):
+    """The way to pods without ssh: the keys are one pair, and ssh always answers."""
 
     key_folder: Path
-    dice: random.Random
 
     @classmethod
     def _key(cls, path: Path) -> Path:  # type: ignore[override]
         return cls.key_folder / "key"
 
-    def _link(self, job_id: str, facts: Any, held: tuple[int, ...]) -> Any:
+    def link(self, job_id: str, facts: Any, held: tuple[int, ...]) -> Any:
         return self
 
     def call(self, *_: Any, **__: Any) -> dict[str, Any]:
@@ -227,26 +293,35 @@ def run_schedule(seed: int, *, has_reaper: bool = True, scratch: Path) -> Outcom
         "usd_month": 40.0,
     }
     hands = [name for name in ("agent", "terminateAfter") if dice.random() < 0.6]
-    if not has_reaper and not hands:
+    # Dice of their own: a seed that has no clusters is the schedule that it always was.
+    fate = random.Random(f"cluster {seed}")
+    if fate.random() < CLUSTER_SHARE:
+        outcome.nodes = fate.choice([2, 2, 3, 4])
+        hands = [name for name in hands if name == "agent"]
+    elif not has_reaper and not hands:
         hands = [dice.choice(["agent", "terminateAfter"])]
     outcome.hands = (*hands, *(["reaper"] if has_reaper else []))
     outcome.cap_usd = min(caps["usd_day"], caps["usd_month"])
     world = World(clock=clock, balance_usd=1000.0, keeps_leases="terminateAfter" in hands)
     client = _Client(world, clock, dice, dice.choice([0.0, 0.2, 0.5]), outcome)
     book = _Book()
-    pods = _Pods(
+    pods = RentedPods(
         client,  # type: ignore[arg-type]
         scratch,
         rental=RunpodSettings(
-            image="w", candidates=CANDIDATES, ready_s=dice.choice([120.0, 600.0]), return_s=300.0,
-            orders_max=4,
+            # The cheap first for clusters: a cap on the hour would let few of the others pass.
+            image="w", candidates=CANDIDATES[:: 1 if outcome.nodes == 1 else -1], ready_s=dice.choice([120.0, 600.0]), return_s=300.0,
+            orders_max=4, max_usd_per_h=5.0 if outcome.nodes == 1 else 12.0,
         ),
         purse=_Purse(clock, caps),
         book=book,  # type: ignore[arg-type]
         clock=clock,  # type: ignore[arg-type]
     )  # fmt: skip
+    pods._access = _Access(scratch, pods._rental)
     jobs = [
-        JobSpec(f"job-{number}", "train_ebdm", dice.choice([300.0, 900.0, 3600.0]))
+        JobSpec(
+            f"job-{number}", "train_ebdm", dice.choice([300.0, 900.0, 3600.0]), nodes=outcome.nodes
+        )
         for number in range(dice.choice([1, 1, 2, 3]))
     ]
     dies_at = clock.monotonic() + dice.uniform(0, 3000)
@@ -262,13 +337,15 @@ def run_schedule(seed: int, *, has_reaper: bool = True, scratch: Path) -> Outcom
 
 
 def _live(
-    pods: _Pods, jobs: list[JobSpec], dies_at: float, clock: ManualClock, dice: random.Random,
+    pods: RentedPods, jobs: list[JobSpec], dies_at: float, clock: ManualClock, dice: random.Random,
     outcome: Outcome, world: World, has_reaper: bool, client: _Client, book: _Book,
 ) -> None:  # fmt: skip
     """The followers' steps, job by job, until the daemon dies between any two of them."""
     next_reap = clock.monotonic() + dice.uniform(0, EVERY_S)
     ends: dict[str, float] = {}
+    facts: dict[str, dict[str, Any]] = {}
     done: set[str] = set()
+    fate = random.Random(f"loss {outcome.seed}")
     while clock.monotonic() < dies_at and len(done) < len(jobs):
         for spec in jobs:
             if clock.monotonic() >= dies_at:
@@ -278,8 +355,12 @@ def _live(
                 if job_id in done:
                     continue
                 if job_id not in ends:
-                    if pods.place(job_id, {}, spec) is not None:
+                    ready = pods.place(job_id, {}, spec)
+                    if ready is not None:
+                        facts[job_id] = ready
                         ends[job_id] = clock.monotonic() + dice.uniform(0.2, 1.0) * spec.deadline_s
+                elif clock.monotonic() < ends[job_id] and spec.nodes > 1:
+                    _look_after(pods, job_id, facts[job_id], ends, clock, fate, world, outcome)
                 elif clock.monotonic() >= ends[job_id] and pods.release(job_id, {}, None):
                     done.add(job_id)
                     outcome.jobs_done += 1
@@ -289,12 +370,27 @@ def _live(
         world.pass_time(0.0)
 
 
+def _look_after(
+    pods: RentedPods, job_id: str, facts: dict[str, Any], ends: dict[str, float],
+    clock: ManualClock, fate: random.Random, world: World, outcome: Outcome,
+) -> None:  # fmt: skip
+    """A look at a running job of several nodes: now and then somebody deletes a member by hand."""
+    if fate.random() < 0.005:
+        outcome.faults += 1
+        world.delete_by_hand(fate.choice([facts, *facts["peers"]])["pod_id"])
+    try:
+        pods.link(job_id, facts)
+    except MachineGone:
+        outcome.losses += 1
+        ends[job_id] = clock.monotonic()
+
+
 def _outlive(
     hands: list[str], has_reaper: bool, clock: ManualClock, dice: random.Random, outcome: Outcome,
     world: World, client: _Client, book: _Book,
 ) -> None:  # fmt: skip
     """The daemon is dead. The others go on until 120 s after the last lease."""
-    leases = [pod.terminate_after for pod in world.all_pods if pod.terminate_after]
+    leases = [_lease_of(pod) for pod in world.all_pods]
     end = max([clock.now(), *leases]) + timedelta(seconds=LATE_S)
     next_reap, next_agent = clock.monotonic() + dice.uniform(0, EVERY_S), 0.0
     while clock.now() < end:
@@ -303,7 +399,13 @@ def _outlive(
             for pod in world.alive():
                 # It has two fingers, REST and GraphQL, each of which fails now and then.
                 is_asked = dice.random() > 0.3 or dice.random() > 0.3
-                if _lease_of(pod) <= clock.now() and is_asked:
+                if _lease_of(pod) > clock.now() or not is_asked:
+                    continue
+                if pod.cluster is not None and not pod.cluster.is_gone:
+                    world.terminate_cluster(pod.cluster)
+                    if pod.cluster.is_ending:
+                        pod.cluster.deaf_left -= 1
+                else:
                     world.terminate(pod)
                     if pod.is_ending:
                         pod.deaf_left -= 1
@@ -321,9 +423,9 @@ def _reap(client: _Client, book: _Book, clock: ManualClock) -> float:
     """A look as `run_reaper` makes it; the pause until the next."""
     client = replace(client, is_daemons=False)
     with contextlib.suppress(ScfError):
-        shown = client.list_pods()
-        prefix = name_prefix(_Pods.key_folder)
-        found = strays(shown, book.all(), prefix=prefix, now=clock.now())
+        lots = shown(client, has_clusters=any(row.is_cluster for row in book.all()))  # type: ignore[arg-type]
+        prefix = name_prefix(_Access.key_folder)
+        found = strays(lots, book.all(), prefix=prefix, now=clock.now())
         told = sweep(client, found)  # type: ignore[arg-type]
         look = Look(0, told, [], lease_left_s(book.all(), clock.now()))
         return look.pause_s(EVERY_S)
@@ -343,7 +445,7 @@ def spent_by_an_order_carried_out_twice(cap_usd: float, *, scratch: Path) -> flo
             return self._made(order)
 
     caps = {"usd_hour": 1e6, "usd_run": 1e6, "usd_day": cap_usd, "usd_month": 1e6}
-    pods = _Pods(
+    pods = RentedPods(
         Twice(**vars(client)),  # type: ignore[arg-type]
         scratch,
         rental=RunpodSettings(image="w", candidates=CANDIDATES),
@@ -351,6 +453,7 @@ def spent_by_an_order_carried_out_twice(cap_usd: float, *, scratch: Path) -> flo
         book=_Book(),  # type: ignore[arg-type]
         clock=clock,  # type: ignore[arg-type]
     )
+    pods._access = _Access(scratch, pods._rental)
     with contextlib.suppress(ScfError):
         pods.place("job-1", {}, JobSpec("job-1", "train_ebdm", 3600.0))
     clock.advance(24 * 3600)
@@ -360,7 +463,7 @@ def spent_by_an_order_carried_out_twice(cap_usd: float, *, scratch: Path) -> flo
 def _make_key(home: Path) -> None:
     (home / "key").write_bytes(b"private")
     (home / "key.pub").write_text("ssh-ed25519 AAAA")
-    _Pods.key_folder = home
+    _Access.key_folder = home
 
 
 def run_many(seeds: range, *, has_reaper: bool = True) -> list[Outcome]:

@@ -111,7 +111,7 @@ def reaper_run(context: Context, once: bool, every_s: float, as_json: bool) -> N
         emit(look.to_json())
         return
     for stray in look.ended:
-        click.echo(f"{stray.pod.pod_id}  {stray.pod.name}  told to end: {stray.why}")
+        click.echo(f"{stray.lot.lot_id}  {stray.lot.name}  told to end: {stray.why}")
     click.echo(f"{look.alive} pods of this home, {len(look.ended)} told to end")
 
 

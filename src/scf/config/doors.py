@@ -67,11 +67,13 @@ class RunpodSection:
         gpus: GPU types in order of preference, as the provider's catalogue names them.
         data_centers: Where, in order of preference; empty leaves it to the provider.
         cloud: `SECURE` or `COMMUNITY`.
+        nodes: Pods that train together on one job; more than 1 rents a cluster, which the provider
+            cannot be told to end at its lease (docs/operations/several-gpus.md).
         num_gpus: GPUs in a pod.
         disk_gb: Disk of a pod.
         min_cuda: Oldest CUDA version of the host's driver; our image's torch needs 13.0.
         user: Login on the pod; empty: as the provider says it (`root`). Our image knows `worker`.
-        max_usd_per_h: A pod that costs more is not rented.
+        max_usd_per_h: What costs more is not rented: a pod, or all pods of a cluster together.
         max_usd_per_job: Price times lease of all pods of a job stays below.
         ready_s: From the order until ssh answers; then the next candidate is tried.
         return_s: Part of the lease after the job's deadline, in which its outputs come back.
@@ -90,6 +92,7 @@ class RunpodSection:
     gpus: tuple[str, ...] = ("NVIDIA H100 80GB HBM3",)
     data_centers: tuple[str, ...] = ()
     cloud: str = "SECURE"
+    nodes: int = 1
     num_gpus: int = 1
     disk_gb: int = 80
     min_cuda: str = "13.0"
@@ -127,6 +130,7 @@ def door_rules(
         ("[runpod] gpus", list(runpod.gpus), bool(runpod.gpus), "at least one GPU type"),
         ("[runpod] cloud", runpod.cloud, runpod.cloud in CLOUDS, " | ".join(CLOUDS)),
         ("[runpod] route", runpod.route, runpod.route in ROUTES, " | ".join(ROUTES)),
+        ("[runpod] nodes", runpod.nodes, 1 <= runpod.nodes <= 250, "1 to 250"),
         ("[runpod] num_gpus", runpod.num_gpus, 1 <= runpod.num_gpus <= 8, "1 to 8"),
         ("[runpod] disk_gb", runpod.disk_gb, runpod.disk_gb > 0, "more than 0"),
         ("[runpod] max_usd_per_h", runpod.max_usd_per_h, runpod.max_usd_per_h > 0, "more than 0"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from scf.core.canonical import canonical_json
 from scf.core.identity import sha256_hex
-from scf.daemon.offers import JOBS_PER_DOOR, joules_used, was_refused
+from scf.daemon.offers import JOBS_PER_DOOR, joules_used, nodes_of, was_refused
 from scf.daemon.stage import Bench
 from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import (
@@ -65,6 +65,7 @@ def open_attempt(
             inputs=inputs,
             vault=str(bench.rooms.vault_folder),
             joules_max=None if kind == MEASURE else joules_left(run, bench),
+            nodes=nodes_of(bench.rooms.config, door) if kind in (TRAIN, CONTROL) else 1,
         ).to_json()
 
     return bench.store.open_attempt(run.run_id, kind, door, spec_of)

@@ -25,10 +25,11 @@ class Offer:
         door: Its name.
         fault: Why it cannot be used now; None when it can.
         busy_with: The attempt that it works on, where it takes no other beside it.
-        usd_per_h: Its price; 0 for a machine of one's own.
+        usd_per_h: Its price, all its machines together; 0 for one's own.
         power_w: What it draws under load; None where nobody knows.
         speed: How much faster than this machine it works.
         bytes_per_s: How fast data gets there; None where the data is there already.
+        nodes: Machines that work together; each is sent all the data.
     """
 
     door: str
@@ -38,6 +39,7 @@ class Offer:
     power_w: float | None = None
     speed: float = 1.0
     bytes_per_s: float | None = None
+    nodes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,8 @@ def decide(order: Sequence[str], offers: Mapping[str, Offer], need: Need) -> Dec
 
 
 def _weigh(offer: Offer, need: Need) -> Weighed:
-    sending_s = need.data_bytes / offer.bytes_per_s if offer.bytes_per_s else 0.0
+    data_bytes = offer.nodes * need.data_bytes
+    sending_s = data_bytes / offer.bytes_per_s if offer.bytes_per_s else 0.0
     seconds = sending_s + need.seconds / offer.speed
     usd = offer.usd_per_h * seconds / 3600.0
     joules = None if offer.power_w is None else offer.power_w * seconds
@@ -169,6 +172,8 @@ def _over_budget(usd: float, joules: float | None, need: Need) -> str | None:
 
 def _praise(offer: Offer, need: Need, seconds: float, usd: float) -> str:
     why = f"{f'{usd:.2f} USD' if usd else 'free of charge'}, done within {format_duration(seconds)}"
+    if offer.nodes > 1:
+        why += f" on {offer.nodes} machines together"
     if offer.bytes_per_s and need.data_bytes:
-        why += f" with {format_bytes(need.data_bytes)} to send"
+        why += f" with {format_bytes(offer.nodes * need.data_bytes)} to send"
     return f"{why}, busy with {offer.busy_with}" if offer.busy_with else why

@@ -333,6 +333,9 @@ def reason_of(
     is_said = "MemoryError" in last_line or "out of memory" in last_line.lower()
     if was_oom_killed or is_said or error == "OutOfMemory":
         return ExitReason.OUT_OF_MEMORY, last_line or "killed by the system for want of memory"
+    if error == "PeerLost":
+        # Of several machines one is lost: this one did nothing wrong, and the checkpoint stands.
+        return ExitReason.LOST, last_line
     if error == "Diverged":
         return ExitReason.DIVERGED, last_line
     if error == "InputError" or last_note.get("kind") == "bad_data":

@@ -88,6 +88,11 @@ def joules_used(attempts: Iterable[Attempt]) -> float:
     return sum(float((attempt.receipt or {}).get("energy_j") or 0.0) for attempt in attempts)
 
 
+def nodes_of(config: FoundryConfig, door: str) -> int:
+    """Machines that a training job through this door asks for."""
+    return config.runpod.nodes if door == RUNPOD else 1
+
+
 def need_of(
     run: Run,
     plan: Mapping[str, Any],
@@ -138,6 +143,7 @@ def _offer(name: str, config: FoundryConfig, doors: KnownDoors, busy_with: str |
         fault=fault,
         busy_with=busy_with,
         usd_per_h=config.runpod.max_usd_per_h if name == RUNPOD else 0.0,
+        nodes=nodes_of(config, name),
         power_w=power_w or None,
         bytes_per_s=None if name == LOCAL else config.run.upload_bytes_per_s,
     )

@@ -1,10 +1,11 @@
 """What `scf pods` shows: each pod of this home, what it is for, what it costs, when it ends.
 
-Two lists side by side, the provider's and the book's, so that a pod in only one of them is seen.
+Two lists side by side, the provider's and the book's, so that a pod in only one of them is seen. A
+cluster is one lease, with its pods under it.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,18 +14,18 @@ from scf.core.clock import Clock, parse_utc
 from scf.core.units import format_duration
 from scf.daemon.allowance import CAPS, Allowance
 from scf.daemon.doors import account_of
+from scf.dispatch.lots import Lot
 from scf.dispatch.pod_record import PodFiles, PodRecord, PodState
 from scf.dispatch.registry import open_client
-from scf.dispatch.runpod_model import Pod
-from scf.dispatch.sweeping import name_prefix, strays
+from scf.dispatch.sweeping import name_prefix, shown, strays
 
 
 @dataclass(frozen=True, kw_only=True)
 class PodRow:
-    """One pod.
+    """One pod, or one cluster.
 
     Attributes:
-        pod_id: The provider's id; None while it is only asked for.
+        pod_id: The provider's id, of the pod or the cluster; None while it is only asked for.
         name: Ours.
         job_id: What it is for; None for a pod in no book.
         status: As the provider says it; `asked for` and `ending` are our words.
@@ -34,6 +35,7 @@ class PodRow:
         lease_until: When it ends; None for a pod in no book.
         lease_left_s: Until then.
         fault: Why it should not be there; None when all is well.
+        members: Of a cluster: each pod's `pod_id`, `rank`, `status`, `usd_per_h` and `ssh`.
     """
 
     pod_id: str | None
@@ -46,6 +48,7 @@ class PodRow:
     lease_until: str | None
     lease_left_s: float | None
     fault: str | None
+    members: list[dict[str, Any]] = field(default_factory=list)
 
 
 def pods(config: FoundryConfig, clock: Clock) -> dict[str, Any]:
@@ -57,19 +60,21 @@ def pods(config: FoundryConfig, clock: Clock) -> dict[str, Any]:
     """
     client = open_client(account_of(config))
     try:
-        shown = client.list_pods()
+        book = PodFiles(config.home / "runpod")
+        has_clusters = config.runpod.nodes > 1 or any(row.is_cluster for row in book.all())
+        lots = shown(client, has_clusters=has_clusters)
         account = client.account()
     finally:
         client.close()
-    records = PodFiles(config.home / "runpod").all()
+    records = book.all()
     prefix = name_prefix(config.home)
-    rows = list(_rows(shown, records, prefix, clock.now()))
+    rows = list(_rows(lots, records, prefix, clock.now()))
     purse = Allowance(config.home, clock)
     caps = purse.limits()
     return {
         "schema_version": 1,
         "pods": [asdict(row) for row in rows],
-        "others": sum(not pod.name.startswith(prefix) for pod in shown),
+        "others": len(lots) - sum(row.pod_id is not None for row in rows),
         "balance_usd": account.balance_usd,
         "spend_usd_per_h": account.spend_usd_per_h,
         "caps": {
@@ -92,6 +97,12 @@ def pods_text(found: dict[str, Any]) -> str:
             f"{row['cost_usd']:8.2f} USD  age {format_duration(row['age_s'])}, {lease}  "
             f"{row['job_id'] or row['name']}"
         )
+        for node in row["members"]:
+            rank = "?" if node["rank"] is None else node["rank"]
+            lines.append(
+                f"  node {rank} {node['pod_id']:16} {node['status']:12} "
+                f"{node['usd_per_h']:6.2f} USD/h  {node['ssh'] or 'no ssh yet'}"
+            )
         if row["fault"]:
             lines.append(f"{'':16} ! {row['fault']}; `scf reaper run --once` ends it")
     lines = lines or ["no pods"]
@@ -111,31 +122,33 @@ def pods_text(found: dict[str, Any]) -> str:
 
 
 def _rows(
-    shown: list[Pod], records: list[PodRecord], prefix: str, now: datetime
+    lots: list[Lot], records: list[PodRecord], prefix: str, now: datetime
 ) -> Iterator[PodRow]:
-    faults = {s.pod.pod_id: s.why for s in strays(shown, records, prefix=prefix, now=now)}
+    faults = {s.lot.lot_id: s.why for s in strays(lots, records, prefix=prefix, now=now)}
     by_name = {record.name: record for record in records}
-    ending = {pod_id: record for record in records for pod_id in record.ending}
-    for pod in shown:
-        if not pod.name.startswith(prefix):
+    by_id = {record.pod_id: record for record in records if record.pod_id is not None}
+    ending = {lot_id: record for record in records for lot_id in record.ending}
+    for lot in lots:
+        record = ending.get(lot.lot_id) or by_id.get(lot.lot_id) or by_name.get(lot.name)
+        if record is None and not lot.name.startswith(prefix):
             continue
-        record = ending.get(pod.pod_id) or by_name.get(pod.name)
-        is_ending = pod.pod_id in ending
-        age_s = (now - pod.created_at).total_seconds()
+        is_ending = lot.lot_id in ending
+        age_s = (now - lot.created_at).total_seconds()
         until = record.lease_until if record else None
         yield PodRow(
-            pod_id=pod.pod_id,
-            name=pod.name,
+            pod_id=lot.lot_id,
+            name=lot.name,
             job_id=record.job_id if record else None,
-            status="ending" if is_ending else str(pod.status),
-            usd_per_h=pod.cost_usd_per_h,
-            cost_usd=round(max(0.0, age_s) / 3600 * pod.cost_usd_per_h, 4),
+            status="ending" if is_ending else lot.status,
+            usd_per_h=lot.cost_usd_per_h,
+            cost_usd=round(max(0.0, age_s) / 3600 * lot.cost_usd_per_h, 4),
             age_s=round(age_s, 1),
             lease_until=until,
             lease_left_s=round((parse_utc(until) - now).total_seconds(), 1) if until else None,
-            fault=None if is_ending else faults.get(pod.pod_id),
+            fault=None if is_ending else faults.get(lot.lot_id),
+            members=_members(lot),
         )
-    names = {pod.name for pod in shown}
+    names = {lot.name for lot in lots}
     for record in records:
         if record.state is PodState.INTENDED and record.name not in names:
             age_s = (now - parse_utc(record.intended_at)).total_seconds()
@@ -151,3 +164,18 @@ def _rows(
                 lease_left_s=round((parse_utc(record.lease_until) - now).total_seconds(), 1),
                 fault=None,
             )
+
+
+def _members(lot: Lot) -> list[dict[str, Any]]:
+    if not lot.is_cluster:
+        return []
+    return [
+        {
+            "pod_id": pod.pod_id,
+            "rank": pod.member.rank if pod.member else None,
+            "status": str(pod.status),
+            "usd_per_h": pod.cost_usd_per_h,
+            "ssh": f"{pod.ssh.user}@{pod.ssh.host}:{pod.ssh.port}" if pod.ssh else None,
+        }
+        for pod in lot.pods
+    ]

@@ -2,10 +2,10 @@
 
     python -m scf.daemon.reaper [--home DIR] [--once]
 
-A process of its own that knows two lists: the pods in the home's book, with their leases, and the
-pods that the provider shows. It needs neither the drive nor `runs.db`. Under the emergency lock it
-ends every pod of this home. Pods of others it leaves alone. About once an hour it asks what pods
-that have gone were billed, and tells the purse.
+A process of its own that knows two lists: the pods and clusters in the home's book, with their
+leases, and those that the provider shows. It needs neither the drive nor `runs.db`. Under the
+emergency lock it ends every pod of this home. Pods of others it leaves alone. About once an hour it
+asks what pods that have gone were billed, and tells the purse.
 """
 
 import argparse
@@ -28,9 +28,10 @@ from scf.daemon.notify import Manager
 from scf.dispatch.bills import reconcile
 from scf.dispatch.pod_record import PodFiles
 from scf.dispatch.registry import open_client
-from scf.dispatch.sweeping import Stray, lease_left_s, name_prefix, strays, sweep
+from scf.dispatch.sweeping import Stray, lease_left_s, name_prefix, shown, strays, sweep
 
-# One list call in so long: beside the daemon's 3 a minute, this home makes 4 at most.
+# One look in so long, which is one list call, or two where clusters are rented: beside the
+# daemon's 3 a minute, this home makes 4 at most, or 5.
 EVERY_S = 60.0
 # After a look that failed, or told a pod to end, the next comes sooner.
 HURRY_S = 15.0
@@ -42,7 +43,7 @@ class Look:
     """What a look came to.
 
     Attributes:
-        alive: Pods of this home that the provider shows.
+        alive: Pods and clusters of this home that the provider shows.
         ended: Those that were told to end, and why.
         billed: Jobs whose bill came in.
         lease_left_s: Until the next lease ends; None where none is open.
@@ -59,7 +60,7 @@ class Look:
         return pause_s if self.lease_left_s is None else min(pause_s, self.lease_left_s + 1.0)
 
     def to_json(self) -> dict[str, Any]:
-        ended = [{"pod": s.pod.pod_id, "name": s.pod.name, "why": s.why} for s in self.ended]
+        ended = [{"pod": s.lot.lot_id, "name": s.lot.name, "why": s.why} for s in self.ended]
         return {"schema_version": 1, "alive": self.alive, "ended": ended, "billed": self.billed}
 
 
@@ -80,6 +81,7 @@ class Reaper:
         self._book = PodFiles(config.home / "runpod")
         self._prefix = name_prefix(config.home)
         self._bills_at = 0.0
+        self._rents_clusters = config.runpod.nodes > 1
 
     def look(self) -> Look:
         """One look. Twice is once.
@@ -87,18 +89,19 @@ class Reaper:
         Raises:
             DoorError: The provider does not say, or does not do.
         """
-        # The list first: a pod that is in it was in the book before it was ordered.
-        pods = self._client.list_pods()
+        has_clusters = self._rents_clusters or any(row.is_cluster for row in self._book.all())
+        # The list first: what is in it was in the book before it was ordered.
+        lots = shown(self._client, has_clusters=has_clusters)
         records, now = self._book.all(), self._clock.now()
         found = strays(
-            pods,
+            lots,
             records,
             prefix=self._prefix,
             now=now,
             is_locked=EmergencyLock(self._home).is_set,
         )
         told = sweep(self._client, found)
-        alive = sum(pod.name.startswith(self._prefix) for pod in pods)
+        alive = sum(lot.name.startswith(self._prefix) for lot in lots)
         return Look(alive, told, self._bills(), lease_left_s(records, now))
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ def run_reaper(
                 status = f"{look.alive} pods"
                 pause_s = look.pause_s(every_s)
                 for stray in look.ended:
-                    talk(f"{stray.pod.name} ({stray.pod.pod_id}): told to end: {stray.why}")
+                    talk(f"{stray.lot.name} ({stray.lot.lot_id}): told to end: {stray.why}")
                 for job_id in look.billed:
                     talk(f"{job_id}: its bill is in")
             manager.ready(status)
@@ -164,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(home, environment=os.environ)
         if options.once:
             for stray in Reaper(config, SystemClock()).look().ended:
-                talk(f"{stray.pod.name}: told to end: {stray.why}")
+                talk(f"{stray.lot.name}: told to end: {stray.why}")
         else:
             run_reaper(config, stop=stop, talk=talk)
     except ScfError as error:

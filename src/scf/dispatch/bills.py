@@ -33,7 +33,10 @@ def reconcile(
             start = parse_utc(pod.since) - timedelta(hours=1)
             end = parse_utc(pod.until) + timedelta(hours=1)
             try:
-                lines = client.billing(start, end, pod_id=pod.pod_id)
+                if record.is_cluster:
+                    lines = client.cluster_billing(start, end, cluster_id=pod.pod_id)
+                else:
+                    lines = client.billing(start, end, pod_id=pod.pod_id)
             except DoorError:
                 continue
             mine = [line.total_usd for line in lines if line.pod_id == pod.pod_id]

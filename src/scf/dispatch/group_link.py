@@ -6,18 +6,29 @@ before anything starts (a static rendezvous): each worker is told its rank, how 
 the address of node 0 (`nodes.py`).
 """
 
+import base64
+import contextlib
+import dataclasses
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scf.dispatch.job import ExitReason
+from scf.core.canonical import canonical_json
+from scf.core.errors import DoorUnavailable
+from scf.dispatch.job import ExitReason, JobExit
 from scf.dispatch.nodes import environment_of
+from scf.dispatch.returned import OutputsRefused
 from scf.dispatch.sending import exit_of
 from scf.dispatch.transfer import SshLink
 
-# Kinds that are done by all nodes together; any other is done by the first alone.
+# Kinds that are done by all nodes together, as is a job that asks for several; any other is done by
+# the first alone.
 TOGETHER = frozenset({"train_ebdm", "control"})
+# How a node ends that was told to, or that lost the others: somebody else knows the reason.
+_NOT_THE_REASON = frozenset({ExitReason.LOST, ExitReason.PREEMPTED, ExitReason.CANCELLED})
 _PORT_FIRST, _PORTS = 29_400, 1000
 
 
@@ -34,6 +45,7 @@ class GroupLink(SshLink):
         super().__init__(first.box, first.folder, first.sender, first.held)
         self._links = tuple(links)
         self._address = address
+        self._missing: list[set[str]] = [set() for _ in links]
 
     def call(self, verb: str, request: dict[str, Any], *, limit_s: float = 60.0) -> dict[str, Any]:
         """See `SshLink.call`; what all of them say, as one answer."""
@@ -41,20 +53,34 @@ class GroupLink(SshLink):
             return self._start(request, limit_s)
         if verb == "look":
             return self._look(request, limit_s)
+        if verb == "cancel":
+            return self._cancel(request, limit_s)
         answers = [link.call(verb, request, limit_s=limit_s) for link in self._links]
+        if verb == "prepare":
+            self._missing = [set(answer.get("missing") or []) for answer in answers]
         return _as_one(answers)
 
     def push(self, staged: Path, *, size_bytes: int) -> None:
-        """See `SshLink.push`."""
-        for link in self._links:
-            link.push(staged, size_bytes=size_bytes)
+        """See `SshLink.push`: to each what it said it lacks, so that nobody gets a file twice."""
+        for link, missing in zip(self._links, self._missing, strict=True):
+            names = sorted(path.name for path in staged.iterdir() if path.name in missing)
+            if not names:
+                continue
+            part = Path(tempfile.mkdtemp(prefix=f".{staged.name}-", dir=staged.parent))
+            try:
+                for name in names:
+                    (part / name).symlink_to((staged / name).resolve())
+                link.push(part, size_bytes=size_bytes)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
     def pull(self, job_id: str, names: Iterable[str], into: Path, *, size_bytes: int) -> None:
         """See `SshLink.pull`: from the first."""
         self._links[0].pull(job_id, names, into, size_bytes=size_bytes)
 
     def _start(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        is_together = request["spec"]["kind"] in TOGETHER
+        spec = request["spec"]
+        is_together = spec["kind"] in TOGETHER or spec.get("nodes", 1) > 1
         links = self._links if is_together else self._links[:1]
         port = _PORT_FIRST + zlib.crc32(str(request["job_id"]).encode()) % _PORTS
         root = _root_of(request)
@@ -63,31 +89,82 @@ class GroupLink(SshLink):
         for rank, link in reversed(list(enumerate(links))):
             told = environment_of(rank, len(links), self._address, port)
             own = {**request, "environment": {**request["environment"], **told}}
+            if (joules_max := spec.get("joules_max")) is not None:
+                own["spec"] = {**spec, "joules_max": joules_max / len(links)}
             if rank and root is not None:
                 there = str(link.call("prepare", {"wanted": []})["root"])
-                own["spec"] = _with_root(request["spec"], root, there)
+                own["spec"] = _with_root(own["spec"], root, there)
             answer = link.call("start", own, limit_s=limit_s)
         return answer
 
     def _look(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         answer = self._links[0].call("look", request, limit_s=limit_s)
-        if answer.get("phase") != "running":
+        if answer.get("phase") != "running" and not _is_for_others_to_say(answer):
             return answer
+        failed: JobExit | None = None
+        for number, link in enumerate(self._links[1:], 1):
+            # One that cannot be reached keeps nobody from what the first says; whether it is lost
+            # is said by the first, which misses it, or by whoever rents it.
+            with contextlib.suppress(DoorUnavailable):
+                other = link.call("look", {**request, "files_max": 1}, limit_s=limit_s)
+                failed = _more_telling(failed, _failure_of(number, other))
+        if failed is None:
+            return answer
+        if answer["phase"] == "running":
+            # The others would wait for it until their own limit: end them; a new try goes on from
+            # the last checkpoint.
+            self._cancel({"job_id": request["job_id"], "at_once": False}, limit_s)
+            return answer
+        return {**answer, "exit": _with_reason(answer.get("exit"), failed)}
+
+    def _cancel(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Every node that can be reached; the first must be."""
         for link in self._links[1:]:
-            other = link.call("look", {**request, "files_max": 1}, limit_s=limit_s)
-            if _has_failed(other):
-                # The others would wait for it until their own limit: end them; a new try goes on
-                # from the last checkpoint.
-                for each in self._links:
-                    each.call("cancel", {"job_id": request["job_id"], "at_once": False})
-        return answer
+            with contextlib.suppress(DoorUnavailable):
+                link.call("cancel", request, limit_s=limit_s)
+        return self._links[0].call("cancel", request, limit_s=limit_s)
 
 
-def _has_failed(answer: Mapping[str, Any]) -> bool:
-    phase = answer.get("phase")
-    if phase == "ended":
-        return exit_of(answer.get("exit")).reason is not ExitReason.COMPLETED
-    return phase == "lost"
+def _is_for_others_to_say(answer: Mapping[str, Any]) -> bool:
+    """Whether the first node has ended, and perhaps only because another did."""
+    if answer.get("phase") != "ended":
+        return False
+    with contextlib.suppress(OutputsRefused):  # whoever follows the job refuses it, too
+        return exit_of(answer.get("exit")).reason in _NOT_THE_REASON
+    return False
+
+
+def _failure_of(number: int, answer: Mapping[str, Any]) -> JobExit | None:
+    """How a node failed; None while it runs, or where it has done its part."""
+    if answer.get("phase") == "lost":
+        return JobExit(ExitReason.LOST, f"node {number}: its processes are gone")
+    if answer.get("phase") != "ended":
+        return None
+    try:
+        ended = exit_of(answer.get("exit"))
+    except OutputsRefused as error:
+        return JobExit(ExitReason.WORKER_ERROR, f"node {number}: {error}"[:1000])
+    if ended.reason is ExitReason.COMPLETED:
+        return None
+    return dataclasses.replace(ended, detail=f"node {number}: {ended.detail}"[:1000])
+
+
+def _more_telling(one: JobExit | None, other: JobExit | None) -> JobExit | None:
+    """Of two failures, the one that is not a consequence of another."""
+    if one is None or (other is not None and one.reason in _NOT_THE_REASON):
+        return other or one
+    return one
+
+
+def _with_reason(encoded: Any, failed: JobExit) -> Any:
+    """The first node's exit record, with the reason of the node that failed first.
+
+    The first may have ended only because that one did; what it leaves is its own.
+    """
+    if failed.reason in _NOT_THE_REASON:
+        return encoded
+    told = dataclasses.replace(exit_of(encoded), reason=failed.reason, detail=failed.detail)
+    return base64.b64encode(canonical_json(told.to_json())).decode()
 
 
 def _as_one(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from scf.core.identity import is_sha256_hex
 SPEC_SCHEMA = "scf.job/1"
 EXIT_SCHEMA = "scf.job-exit/1"
 
+NODES_MAX = 250
+
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
@@ -77,6 +79,7 @@ class JobSpec:
         vault: The vault's folder; None for a job that reads no fossils.
         deadline_s: The worker ends the job after this long.
         joules_max: The worker ends the job once its machine's meters say more; None is no limit.
+        nodes: Machines that do it together; a door that has not so many refuses it.
     """
 
     job_id: str
@@ -86,13 +89,14 @@ class JobSpec:
     inputs: tuple[JobInput, ...] = ()
     vault: str | None = None
     joules_max: float | None = None
+    nodes: int = 1
 
     def input(self, name: str) -> JobInput | None:
         """The input called `name`, if there is one."""
         return next((given for given in self.inputs if given.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value = {
             "schema": SPEC_SCHEMA,
             "job_id": self.job_id,
             "kind": self.kind,
@@ -103,6 +107,8 @@ class JobSpec:
             # Absent where there is none, so that a spec without it stays what it was.
             **({} if self.joules_max is None else {"joules_max": self.joules_max}),
         }
+        # Left out where it is one, as in every spec before there were several.
+        return value if self.nodes == 1 else {**value, "nodes": self.nodes}
 
     @classmethod
     def from_json(cls, value: Any) -> "JobSpec":
@@ -123,6 +129,7 @@ class JobSpec:
                 inputs=tuple(JobInput(**row) for row in value["inputs"]),
                 vault=value["vault"],
                 joules_max=None if joules is None else float(joules),
+                nodes=int(value.get("nodes", 1)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"job spec: {type(error).__name__}: {error}") from error
@@ -239,6 +246,8 @@ def check_spec(spec: JobSpec) -> None:
         raise InputError(f"deadline_s {spec.deadline_s!r} must be a positive number of seconds")
     if spec.joules_max is not None and not 0 < spec.joules_max < float("inf"):
         raise InputError(f"joules_max {spec.joules_max!r} must be a positive number of joules")
+    if not 1 <= spec.nodes <= NODES_MAX:
+        raise InputError(f"nodes {spec.nodes!r} must be from 1 to {NODES_MAX}")
     for given in spec.inputs:
         if not _NAME.fullmatch(given.name):
             raise InputError(f"input {given.name!r} is not a name")

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scf.core.errors import DoorUnavailable, InputError
+from scf.core.errors import DoorUnavailable, InputError, UsageError
 from scf.dispatch.bundle import Bundle, make_bundle
 from scf.dispatch.job import (
     ExitReason,
@@ -62,6 +62,8 @@ class LocalDoor:
         self, spec: JobSpec, files: Mapping[str, bytes], *, resume: Path | None = None
     ) -> Job:
         check_spec(spec)
+        if spec.nodes > 1:
+            raise UsageError(f"{spec.job_id}: {spec.nodes} nodes; this machine is one")
         self.jobs.check()
         bundle = make_bundle(self.jobs, spec, files, resume=resume)
         held = self._held(spec.job_id)

@@ -1,4 +1,4 @@
-"""What the RunPod door writes down about the pod of a job: before it asks for it, and after.
+"""What the RunPod door writes down about the pod or cluster of a job, before and after it asks.
 
 Creating a pod has no idempotency key, so the name is the key: it is unique, and it is in the book
 before the request leaves. Whoever finds an `intended` pod in the book looks for its name before
@@ -34,7 +34,7 @@ class PodState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rented:
-    """A pod that a job had, or has: what it cost by price and time.
+    """A pod or cluster that a job had, or has: what it cost by price and time.
 
     Attributes:
         pod_id: The provider's id.
@@ -59,7 +59,7 @@ class Rented:
 
 @dataclass(frozen=True, kw_only=True)
 class PodRecord:
-    """The pod of a job.
+    """The pod of a job, or its cluster: then `pod_id` and all other ids here are clusters'.
 
     Attributes:
         job_id: The job.
@@ -77,6 +77,8 @@ class PodRecord:
         rented: Every pod that the job had, with its cost.
         released_at: When the last of them was known to be gone, RFC 3339; None before.
         may_be_two: Whether the order may have been carried out twice, for all that is known.
+        nodes: Pods that are rented together; more than one is a cluster.
+        usd_per_h: Its price when it was asked for, all pods together.
     """
 
     job_id: str
@@ -94,6 +96,12 @@ class PodRecord:
     rented: tuple[Rented, ...] = ()
     released_at: str | None = None
     may_be_two: bool = False
+    nodes: int = 1
+    usd_per_h: float = 0.0
+
+    @property
+    def is_cluster(self) -> bool:
+        return self.nodes > 1
 
     def cost_usd(self, now: datetime) -> float:
         """What all pods of the job have cost, by price and time."""

@@ -15,7 +15,7 @@ class Candidate:
     Attributes:
         gpu: GPU type as the catalogue names it.
         data_center: Where; None leaves it to the provider.
-        cloud: `SECURE` or `COMMUNITY`.
+        cloud: `SECURE` or `COMMUNITY`; a cluster is where the provider has it.
     """
 
     gpu: str = H100_SXM
@@ -39,8 +39,9 @@ class RunpodSettings:
     Attributes:
         image: Container image of the worker, by digest.
         candidates: Tried in this order.
-        max_usd_per_h: A pod that costs more is not rented, and ended if it turns out to.
-        max_usd_per_job: Price times lease of one pod stays below.
+        max_usd_per_h: What costs more is not rented, and ended if it turns out to: a pod, or all
+            pods of a cluster together.
+        max_usd_per_job: Price times lease of it stays below.
         num_gpus: GPUs in a pod.
         disk_gb: Its disk.
         min_cuda: Oldest CUDA version of the host's driver; None for any.

@@ -1,36 +1,34 @@
-"""The pods of jobs: ordered, found, given back, and counted (`follower.Machine`).
+"""The pods and clusters of jobs: ordered, found, given back, and counted (`follower.Machine`).
 
 How each rule of `runpod.py` is kept. Every method can be called again after a crash: what may exist
 is in the book before it is asked for, and what was told to end stays in the book until the provider
-has twice not listed it.
+has twice not listed it. What one order brings is a `Lot`, with one id: a pod's, or a cluster's.
 """
 
-import base64
 import contextlib
 import dataclasses
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from scf.core.clock import Clock, parse_utc, utc_text
-from scf.core.errors import BudgetExceeded, DoorError, DoorUnavailable, OperatorError
+from scf.core.errors import BudgetExceeded, DoorError, DoorUnavailable, OperatorError, UsageError
 from scf.core.identity import sha256_hex
 from scf.dispatch.follower import MachineGone
 from scf.dispatch.job import JobSpec
-from scf.dispatch.limited import run_limited
+from scf.dispatch.lots import Lot, end_lot
+from scf.dispatch.pod_access import PodAccess, nodes_of
 from scf.dispatch.pod_board import PodBoard
 from scf.dispatch.pod_record import PodBook, PodRecord, PodState, Rented
 from scf.dispatch.purse import Purse
-from scf.dispatch.remote import sender_of
 from scf.dispatch.rental import Candidate, RunpodSettings
 from scf.dispatch.runpod_client import RunpodClient
 from scf.dispatch.runpod_errors import CreateUnknown, NotPlaced
-from scf.dispatch.runpod_model import GpuOffer, Pod, PodOrder, PodStatus
+from scf.dispatch.runpod_model import CLUSTER_PODS_MAX, GpuOffer, PodStatus
 from scf.dispatch.sweeping import name_prefix, strays, sweep
-from scf.dispatch.transfer import BoxUnreachable, SshBox, SshLink
+from scf.dispatch.transfer import BoxUnreachable, SshLink
 
 # A pod may be ended a little late: this much more is promised for each.
 OVERRUN_S = 300.0
@@ -60,16 +58,18 @@ class RentedPods:
         self._purse = purse
         self._book = book
         self._clock = clock
-        self._folder = home / "runpod"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._sender = sender_of(home)
+        self._access = PodAccess(home, rental)
         self._prefix = name_prefix(home)
         self._board = PodBoard(client, clock, rental.look_s)
         self._swept_look = 0
         self._told_at_look: dict[str, int] = {}
+        if any(record.is_cluster for record in book.all()):
+            self._board.expect_clusters()
 
     def expect(self, spec: JobSpec) -> Mapping[str, Any]:
-        prices = self._prices()
+        if spec.nodes > CLUSTER_PODS_MAX:
+            raise UsageError(f"nodes {spec.nodes}: a cluster has at most {CLUSTER_PODS_MAX} pods")
+        prices = self._prices(spec.nodes)
         hours = self._lease_s(spec) / 3600
         best = min(prices.values())
         if best > self._rental.max_usd_per_h:
@@ -90,26 +90,27 @@ class RentedPods:
             self._resolve(record)
             return None
         self._sweep_once_a_look()
-        pod = self._present(record)
+        lot = self._present(record)
         record = self._known_to_be_one(job_id)
-        if pod is None:
+        if lot is None:
             if self._is_gone(record):
-                self._give_up(record, "the pod is gone: somebody or something ended it")
+                self._give_up(
+                    record, f"the {_kind(record)} is gone: somebody or something ended it"
+                )
             return None
-        if fault := self._fault_of(pod, record):
-            self._give_up(record, fault)
+        fault = self._fault_of(lot, record) or self._price_fault(lot, record)
+        if fault is not None:
+            self._give_up(self._book.read(job_id) or record, fault)
             return None
-        if pod.status is not PodStatus.RUNNING or pod.ssh is None:
+        ready = self._access.facts_of(lot)
+        if ready is None:
             return None
-        ready = {"pod_id": pod.pod_id, "host": pod.ssh.host, "port": pod.ssh.port}
-        ready |= {
-            "user": self._rental.user or pod.ssh.user,
-            "name": pod.name,
-            "cost_usd_per_h": pod.cost_usd_per_h,
-        }
         # RUNNING says little: ready is when its ssh server answers with the key that we gave it.
         with contextlib.suppress(BoxUnreachable):
-            self._link(job_id, ready, ()).call("prepare", {"wanted": []}, limit_s=30.0)
+            self._access.link(job_id, ready, ()).call("prepare", {"wanted": []}, limit_s=30.0)
+            record = self._book.read(job_id) or record
+            if lot.cost_usd_per_h > 0:
+                record = record.with_pod(lot.lot_id, usd_per_h=lot.cost_usd_per_h)
             self._book.write(dataclasses.replace(record, state=PodState.READY, was_seen=True))
             return ready
         return None
@@ -121,14 +122,18 @@ class RentedPods:
             return None
         record = self._book.read(job_id)
         if record is not None and record.pod_id is not None:
-            self._board.watch(record.pod_id)
+            for node in nodes_of(facts):
+                self._board.watch(str(node["pod_id"]))
             with contextlib.suppress(DoorUnavailable):
                 self._sweep_once_a_look()
-                self._present(record)
+                lot = self._present(record)
                 record = self._known_to_be_one(job_id)
+                what = f"{_kind(record)} {record.pod_id} ({record.name})"
                 if self._is_gone(record):
-                    raise MachineGone(f"pod {record.pod_id} ({record.name}) is gone")
-        return self._link(job_id, facts, held)
+                    raise MachineGone(f"{what} is gone")
+                if lot is not None and (loss := self._loss_in(lot, facts)) is not None:
+                    raise MachineGone(f"{what}: {loss}")
+        return self._access.link(job_id, facts, held)
 
     def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
         del facts, link
@@ -150,15 +155,15 @@ class RentedPods:
             now = self._clock.now()
             self._purse.settle(job_id, record.cost_usd(now))
             self._book.write(dataclasses.replace(record, released_at=utc_text(now)))
-        shutil.rmtree(self._folder / job_id, ignore_errors=True)
+        self._access.forget(job_id)
         return True
 
     def end_at_once(self, job_id: str) -> None:
-        """Tell the job's pod to end, now; the follower sees to it that it does."""
+        """Tell what the job has to end, now; the follower sees to it that it does."""
         record = self._book.read(job_id)
         if record is not None and record.pod_id is not None:
             with contextlib.suppress(DoorError):
-                self._client.terminate(record.pod_id)
+                self._end(record.pod_id, record)
 
     def cost_usd(self, job_id: str) -> float | None:
         """What the job's pods have cost until now, by price and time."""
@@ -166,12 +171,12 @@ class RentedPods:
         return None if record is None else record.cost_usd(self._clock.now())
 
     def sweep(self) -> list[str]:
-        pods = self._board.pods()
-        found = strays(pods, self._book.all(), prefix=self._prefix, now=self._clock.now())
-        return [stray.pod.name for stray in sweep(self._client, found)]
+        lots = self._board.lots()
+        found = strays(lots, self._book.all(), prefix=self._prefix, now=self._clock.now())
+        return [stray.lot.name for stray in sweep(self._client, found)]
 
     def _sweep_once_a_look(self) -> None:
-        self._board.pods()
+        self._board.lots()
         if self._swept_look != self._board.looks:
             self._swept_look = self._board.looks
             self.sweep()
@@ -189,7 +194,7 @@ class RentedPods:
             assert before is not None
             raise MachineGone(f"given up after {orders} pods; the last: {before.detail}")
         candidate = self._rental.candidates[index]
-        price = self._prices().get(candidate)
+        price = self._prices(spec.nodes).get(candidate)
         lease_s = self._lease_s(spec)
         max_usd = 0.0 if price is None else round(price * (lease_s + OVERRUN_S) / 3600, 4)
         now = self._clock.now()
@@ -204,6 +209,8 @@ class RentedPods:
             orders=orders,
             ending=before.ending if before else (),
             rented=before.rented if before else (),
+            nodes=spec.nodes,
+            usd_per_h=price or 0.0,
         )
         if price is None:
             self._next_candidate(record, f"{candidate.gpu}: not in the catalogue")
@@ -220,10 +227,13 @@ class RentedPods:
             self._purse.approve(spec.job_id, total_usd, usd_per_h=PODS_OF_AN_ORDER * price)
         except BudgetExceeded as error:
             raise DoorUnavailable(
-                f"not rented: {error} (an order counts twice until one pod is known of it)",
+                f"not rented: {error} (an order counts twice until one {_kind(record)} is known "
+                "of it)",
                 remedy=error.remedy,
             ) from error
-        order = self._order_of(record, candidate)
+        order = self._access.order_of(record, candidate)
+        if record.is_cluster:
+            self._board.expect_clusters()
         # From here on there may be a pod of this name, or two.
         self._book.write(dataclasses.replace(record, may_be_two=True))
         try:
@@ -248,18 +258,18 @@ class RentedPods:
     def _resolve(self, record: PodRecord) -> None:
         """Find out whether the pod of an unanswered order exists, and have one of that name."""
         waited_s = self._age_s(record)
-        found = [pod for pod in self._board.pods() if pod.name == record.name]
+        found = [lot for lot in self._board.lots() if lot.name == record.name]
         if found:
-            first, *others = sorted(found, key=lambda pod: pod.pod_id)
-            ending = self._told_to_end([pod.pod_id for pod in others])
+            first, *others = found
+            ending = self._told_to_end([lot.lot_id for lot in others], record)
             found_record = dataclasses.replace(
                 record,
                 state=PodState.CREATED,
-                pod_id=first.pod_id,
+                pod_id=first.lot_id,
                 was_seen=True,
                 ending=(*record.ending, *ending),
             )
-            self._book.write(_with_costs(found_record, _prices_of(found)))
+            self._book.write(_with_costs(found_record, _prices_of(found, record)))
             return
         self._board.watch(record.name)  # counts looks; a name is never listed as an id
         if waited_s > self._rental.visible_s and self._board.times_missing(record.name) >= 3:
@@ -274,7 +284,7 @@ class RentedPods:
 
     def _give_up(self, record: PodRecord, detail: str) -> None:
         assert record.pod_id is not None
-        ending = (*record.ending, *self._told_to_end([record.pod_id]))
+        ending = (*record.ending, *self._told_to_end([record.pod_id], record))
         ended = dataclasses.replace(
             record, ending=ending, pod_id=None, was_seen=False, orders=record.orders + 1
         )
@@ -282,36 +292,34 @@ class RentedPods:
 
     # Looking.
 
-    def _present(self, record: PodRecord) -> Pod | None:
-        """The record's pod in the latest list; others of its name are ended."""
+    def _present(self, record: PodRecord) -> Lot | None:
+        """What the record's order brought, in the latest list; others of its name are ended."""
         assert record.pod_id is not None
         self._board.watch(record.pod_id)
-        namesakes = [pod for pod in self._board.pods() if pod.name == record.name]
-        others = [
-            pod.pod_id
-            for pod in namesakes
-            if pod.pod_id != record.pod_id and pod.pod_id not in record.ending
-        ]
-        found = next((pod for pod in namesakes if pod.pod_id == record.pod_id), None)
+        lots = self._board.lots()
+        found = next((lot for lot in lots if lot.lot_id == record.pod_id), None)
+        namesakes = [lot for lot in lots if lot.name == record.name and lot is not found]
+        others = [lot.lot_id for lot in namesakes if lot.lot_id not in record.ending]
         if others or (found and not record.was_seen):
-            ending = (*record.ending, *self._told_to_end(others))
+            ending = (*record.ending, *self._told_to_end(others, record))
             was_seen = record.was_seen or found is not None
             looked = dataclasses.replace(record, ending=ending, was_seen=was_seen)
-            self._book.write(_with_costs(looked, _prices_of(namesakes)))
+            ours = [*namesakes, *([found] if found else [])]
+            self._book.write(_with_costs(looked, _prices_of(ours, record)))
         return found
 
     def _known_to_be_one(self, job_id: str) -> PodRecord:
-        """The job's record after a look; what was promised for a second pod is given back."""
+        """The job's record after a look; what was promised for a second one is given back."""
         record = self._book.read(job_id)
         assert record is not None, "a job with a pod has a record"
         if not record.may_be_two or not record.was_seen or self._may_still_be_hidden(record):
             return record
-        if any(self._board.times_missing(pod_id) < 2 for pod_id in record.ending):
+        if any(self._board.times_missing(lot_id) < 2 for lot_id in record.ending):
             return record  # the second one, or one before, may live
         now = self._clock.now()
         total_usd = record.max_usd
-        for pod in record.rented:
-            total_usd += 0.0 if pod.pod_id == record.pod_id else pod.cost_usd(now)
+        for lot in record.rented:
+            total_usd += 0.0 if lot.pod_id == record.pod_id else lot.cost_usd(now)
         usd_per_h = sum(p.usd_per_h for p in record.rented if p.pod_id == record.pod_id)
         with contextlib.suppress(BudgetExceeded):  # a cap was lowered meanwhile: it stays as it is
             self._purse.approve(job_id, round(total_usd, 4), usd_per_h=usd_per_h)
@@ -320,16 +328,15 @@ class RentedPods:
         return one
 
     def _a_second_may_come(self, record: PodRecord) -> bool:
-        """Whether a pod of an order that was given up may still be shown; one that is, is ended."""
+        """Whether one of an order that was given up may still be shown; one that is, is ended."""
         if not record.may_be_two:
             return False
-        shown = [pod for pod in self._board.pods() if pod.name == record.name]
-        new = [pod for pod in shown if pod.pod_id not in {known.pod_id for known in record.rented}]
+        shown = [lot for lot in self._board.lots() if lot.name == record.name]
+        new = [lot for lot in shown if lot.lot_id not in {known.pod_id for known in record.rented}]
         if new:
-            ending = (*record.ending, *self._told_to_end([pod.pod_id for pod in new]))
-            self._book.write(
-                _with_costs(dataclasses.replace(record, ending=ending), _prices_of(new))
-            )
+            ending = (*record.ending, *self._told_to_end([lot.lot_id for lot in new], record))
+            ended = dataclasses.replace(record, ending=ending)
+            self._book.write(_with_costs(ended, _prices_of(new, record)))
         return bool(new) or self._may_still_be_hidden(record)
 
     def _may_still_be_hidden(self, record: PodRecord) -> bool:
@@ -340,101 +347,111 @@ class RentedPods:
             return False
         return record.was_seen or not self._may_still_be_hidden(record)
 
-    def _fault_of(self, pod: Pod, record: PodRecord) -> str | None:
-        if pod.cost_usd_per_h > self._rental.max_usd_per_h:
-            return f"it costs {pod.cost_usd_per_h:.2f} USD/h, over max_usd_per_h"
-        if pod.status in {PodStatus.EXITED, PodStatus.ERROR, PodStatus.TERMINATED}:
-            return f"the pod is {pod.status}"
-        if pod.status is PodStatus.RUNNING and pod.num_gpus_seen == 0:
-            return "the pod runs with zero GPUs"
+    def _fault_of(self, lot: Lot, record: PodRecord) -> str | None:
+        if lot.cost_usd_per_h > self._rental.max_usd_per_h:
+            return f"it costs {lot.cost_usd_per_h:.2f} USD/h, over max_usd_per_h"
+        if lot.ended_pod is not None:
+            return f"the pod is {lot.ended_pod.status}"
+        for pod in lot.pods:
+            if pod.status is PodStatus.RUNNING and pod.num_gpus_seen == 0:
+                return "the pod runs with zero GPUs"
+            # A cluster's order cannot ask for it, so it may come with an older driver.
+            if lot.is_cluster and _is_older(pod.cuda, self._rental.min_cuda):
+                return f"its host has CUDA {pod.cuda}, older than min_cuda {self._rental.min_cuda}"
         if self._age_s(record) > self._rental.ready_s:
-            return f"the pod was not ready after {self._rental.ready_s:g} s ({pod.status})"
+            return (
+                f"the {_kind(record)} was not ready after {self._rental.ready_s:g} s ({lot.status})"
+            )
         return None
 
-    def _told_to_end(self, pod_ids: list[str]) -> list[str]:
+    def _price_fault(self, lot: Lot, record: PodRecord) -> str | None:
+        """Promise anew what costs more than it was offered for; why that cannot be."""
+        if not record.usd_per_h or lot.cost_usd_per_h <= 1.001 * record.usd_per_h:
+            return None
+        max_usd = self._max_usd(lot.cost_usd_per_h, record)
+        dearer = record.with_pod(lot.lot_id, usd_per_h=lot.cost_usd_per_h)
+        dearer = dataclasses.replace(dearer, max_usd=max_usd, usd_per_h=lot.cost_usd_per_h)
+        before_usd = dearer.cost_usd(self._clock.now()) - sum(
+            pod.cost_usd(self._clock.now()) for pod in dearer.rented if pod.pod_id == lot.lot_id
+        )
+        self._book.write(dearer)
+        if before_usd + max_usd > self._rental.max_usd_per_job:
+            return f"it costs {lot.cost_usd_per_h:.2f} USD/h: {max_usd:.2f} USD is over the limit"
+        times = PODS_OF_AN_ORDER if record.may_be_two else 1
+        try:
+            total_usd = round(before_usd + times * max_usd, 4)
+            self._purse.approve(record.job_id, total_usd, usd_per_h=times * lot.cost_usd_per_h)
+        except BudgetExceeded as error:
+            return f"it costs {lot.cost_usd_per_h:.2f} USD/h, more than was offered: {error}"
+        return None
+
+    def _loss_in(self, lot: Lot, facts: Mapping[str, Any]) -> str | None:
+        """Which of the pods that a job runs on is lost; None while all are there."""
+        for number, node in enumerate(nodes_of(facts)):
+            if self._board.times_missing(str(node["pod_id"])) >= 2:
+                return f"node {number} (pod {node['pod_id']}) is gone"
+        if lot.ended_pod is not None:
+            return f"pod {lot.ended_pod.pod_id} is {lot.ended_pod.status}"
+        return None
+
+    def _told_to_end(self, lot_ids: list[str], record: PodRecord) -> list[str]:
         """Tell them to end; they count as gone once `_confirm` has seen it."""
-        for pod_id in pod_ids:
-            self._board.watch(pod_id)
+        for lot_id in lot_ids:
+            self._board.watch(lot_id)
             with contextlib.suppress(DoorError):  # `_confirm` tells it again
-                self._client.terminate(pod_id)
-                self._told_at_look[pod_id] = self._board.looks
-        return pod_ids
+                self._end(lot_id, record)
+                self._told_at_look[lot_id] = self._board.looks
+        return lot_ids
+
+    def _end(self, lot_id: str, record: PodRecord) -> None:
+        unseen = Lot(lot_id, record.name, 0, (), record.is_cluster, self._clock.now())
+        end_lot(self._client, self._board.last_seen(lot_id) or unseen)
 
     def _confirm(self, record: PodRecord) -> None:
         """Drop the endings that the provider has twice not listed; tell the others again."""
-        here = {pod.pod_id for pod in self._board.pods()}
+        here = {lot.lot_id for lot in self._board.lots()}
         now = utc_text(self._clock.now())
         left = []
-        for pod_id in record.ending:
-            self._board.watch(pod_id)
+        for lot_id in record.ending:
+            self._board.watch(lot_id)
             # Told again only by a look that came after the last time.
-            if pod_id in here and self._told_at_look.get(pod_id) != self._board.looks:
-                self._client.terminate(pod_id)
-                self._told_at_look[pod_id] = self._board.looks
-            if self._board.times_missing(pod_id) < 2:
-                left.append(pod_id)
+            if lot_id in here and self._told_at_look.get(lot_id) != self._board.looks:
+                self._end(lot_id, record)
+                self._told_at_look[lot_id] = self._board.looks
+            if self._board.times_missing(lot_id) < 2:
+                left.append(lot_id)
             else:
-                record = record.with_pod(pod_id, until=now)
+                record = record.with_pod(lot_id, until=now)
         if tuple(left) != record.ending:
             self._book.write(dataclasses.replace(record, ending=tuple(left)))
 
-    # What an order says.
+    # What it costs.
 
-    def _order_of(self, record: PodRecord, candidate: Candidate) -> PodOrder:
-        host_key = self._key(self._folder / record.job_id / "host_key")
-        identity = self._key(self._folder / "identity")
-        public_key = identity.with_suffix(".pub").read_text().strip()
-        environment = {
-            # `startSsh` makes the provider write the account's own keys to PUBLIC_KEY, over ours;
-            # our image reads the other one first, other images read the first.
-            "PUBLIC_KEY": public_key,
-            "SCF_PUBLIC_KEY": public_key,
-            "SCF_SSH_HOST_KEY": base64.b64encode(host_key.read_bytes()).decode(),
-            "SCF_JOB": record.job_id,
-            "SCF_LEASE_UNTIL": record.lease_until,
-        }
-        return PodOrder(
-            name=record.name,
-            image=self._rental.image,
-            gpu=candidate.gpu,
-            terminate_after=parse_utc(record.lease_until),
-            num_gpus=self._rental.num_gpus,
-            cloud=candidate.cloud,
-            data_center=candidate.data_center,
-            disk_gb=self._rental.disk_gb,
-            min_cuda=self._rental.min_cuda,
-            env=environment,
+    def _prices(self, nodes: int) -> dict[Candidate, float]:
+        """Price of all pods of an order by candidate, USD/h, from the catalogue of now.
+
+        The catalogue has no price for a cluster; its members are taken to cost what such pods do in
+        the secure cloud, and say what they do cost once they are there (`_price_fault`).
+        """
+        num_gpus = self._rental.num_gpus
+        found = self._client.gpu_offers(
+            num_gpus=num_gpus, product="CLUSTER" if nodes > 1 else "POD"
         )
-
-    def _link(self, job_id: str, facts: Mapping[str, Any], held: tuple[int, ...]) -> SshLink:
-        folder = self._folder / job_id
-        key = (folder / "host_key.pub").read_text().split()
-        box = SshBox(
-            name=str(facts["pod_id"]),
-            host=str(facts["host"]),
-            port=int(facts["port"]),
-            user=str(facts["user"]),
-            host_keys=(f"{key[0]} {key[1]}",),
-            identity=self._folder / "identity",
-            root=self._rental.root,
-            python=self._rental.python,
-            bandwidth_kib_s=self._rental.bandwidth_kib_s,
-        )
-        return SshLink(box, folder, self._sender, held)
-
-    def _prices(self) -> dict[Candidate, float]:
-        """Price of a whole pod by candidate, USD/h, from the catalogue of now."""
-        offers: dict[str, GpuOffer] = {
-            offer.gpu: offer for offer in self._client.gpu_offers(num_gpus=self._rental.num_gpus)
-        }
-        prices = {
-            candidate: offers[candidate.gpu].usd_per_h(candidate.cloud) * self._rental.num_gpus
-            for candidate in self._rental.candidates
-            if candidate.gpu in offers and offers[candidate.gpu].usd_per_h(candidate.cloud) > 0
-        }
+        offers: dict[str, GpuOffer] = {offer.gpu: offer for offer in found}
+        prices = {}
+        for candidate in self._rental.candidates:
+            cloud = "SECURE" if nodes > 1 else candidate.cloud
+            if candidate.gpu in offers and (price := offers[candidate.gpu].usd_per_h(cloud)) > 0:
+                prices[candidate] = price * num_gpus * nodes
         if not prices:
             raise DoorUnavailable("the catalogue has none of the candidates")
         return prices
+
+    def _max_usd(self, usd_per_h: float, record: PodRecord) -> float:
+        """What it can cost at that price until its lease ends, ended a little late."""
+        since = parse_utc(record.intended_at)
+        lease_s = (parse_utc(record.lease_until) - since).total_seconds()
+        return round(usd_per_h * (lease_s + OVERRUN_S) / 3600, 4)
 
     def _lease_s(self, spec: JobSpec) -> float:
         return self._rental.ready_s + spec.deadline_s + self._rental.return_s
@@ -442,23 +459,23 @@ class RentedPods:
     def _age_s(self, record: PodRecord) -> float:
         return (self._clock.now() - parse_utc(record.intended_at)).total_seconds()
 
-    @staticmethod
-    def _key(path: Path) -> Path:
-        """An ssh key pair at `path`, made if it is absent."""
-        if not path.with_suffix(".pub").exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.unlink(missing_ok=True)
-            made = run_limited(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "scf", "-f", str(path)],
-                limit_s=20.0,
-            )
-            if made.returncode != 0:
-                raise OperatorError(f"{path}: ssh-keygen: {made.stderr.strip()[:200]}")
-        return path
+
+def _kind(record: PodRecord) -> str:
+    return "cluster" if record.is_cluster else "pod"
 
 
-def _prices_of(pods: Sequence[Pod]) -> dict[str, float]:
-    return {pod.pod_id: pod.cost_usd_per_h for pod in pods}
+def _is_older(version: str | None, wanted: str | None) -> bool:
+    """Whether a host says a CUDA version, and one before that which is wanted."""
+    if version is None or wanted is None:
+        return False
+    with contextlib.suppress(ValueError):
+        return tuple(map(int, version.split("."))) < tuple(map(int, wanted.split(".")))
+    return False
+
+
+def _prices_of(lots: Sequence[Lot], record: PodRecord) -> dict[str, float]:
+    """What each costs, or was asked for at: members of a cluster may not be there yet."""
+    return {lot.lot_id: max(lot.cost_usd_per_h, record.usd_per_h) for lot in lots}
 
 
 def _with_costs(record: PodRecord, usd_per_h: Mapping[str, float]) -> PodRecord:

@@ -1,4 +1,4 @@
-"""The RunPod door: rent a pod for a job, use it as a box, give it back.
+"""The RunPod door: rent a pod for a job, or a cluster of them, use it as a box, give it back.
 
 The rules that keep money and jobs safe:
 
@@ -6,10 +6,12 @@ The rules that keep money and jobs safe:
   name, several times, before it asks again; of two pods with one name, one is ended.
 * Every pod has a lease, longer than its job, shorter than for ever: the provider is told to end it
   then (`terminateAfter`), the pod's own agent ends it then, and `sweep` ends what is past it.
+* A cluster cannot be given an end, and a member's agent may not be allowed to end it: two hands are
+  sure, `sweep` and the reaper. See docs/adr/0004.
 * A pod is gone when the provider has twice not listed it, in two separate looks; until then it is
   told to end again. Pods are never stopped and resumed.
 * A pod's host key is made here and sent with the order, so its ssh server is known in advance.
-* One list call serves all pods, at most one every `look_s`.
+* One list call serves all pods, at most one every `look_s`; with clusters two, half as often.
 * The purse is asked before each order, and told what the pods of a job came to.
 """
 
@@ -81,5 +83,5 @@ class RunpodDoor(RemoteDoor):
             self._client.close()
 
     def sweep(self) -> list[str]:
-        """End our pods that no job needs: past their lease, or in no book. Returns their names."""
+        """End what no job needs: past its lease, or in no book. Returns the names."""
         return self._pods.sweep()

@@ -1,4 +1,4 @@
-"""A thin client of RunPod: REST v2 for everything, GraphQL to create with a server-side end.
+"""A thin client of RunPod: REST v2 for everything, GraphQL to create a pod with a server-side end.
 
 Rules of this file:
 
@@ -12,11 +12,9 @@ Rules of this file:
 
 import contextlib
 import itertools
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -27,34 +25,35 @@ import httpx
 from scf.core.canonical import parse_json
 from scf.core.clock import Clock, SystemClock, utc_text
 from scf.core.errors import InputError, UsageError
-from scf.dispatch.runpod_errors import (
-    BalanceTooLow,
-    CreateUnknown,
-    KeyRefused,
-    NotPlaced,
-    ProviderFault,
-    RateLimited,
-    RequestRefused,
-)
+from scf.dispatch.runpod_errors import CreateUnknown, ProviderFault, RateLimited
 from scf.dispatch.runpod_model import (
     ACCOUNT_QUERY,
     CREATE_MUTATION,
     Account,
     BillingRow,
+    Cluster,
     Created,
     GpuOffer,
     LogLine,
     Pod,
     PodOrder,
+    cluster_body,
     graphql_input,
     rest_body,
+)
+from scf.dispatch.runpod_reply import (
+    Reply,
+    bounded,
+    error_of,
+    events_of,
+    lines_of,
+    parsed,
+    raise_graphql,
 )
 
 REST = "https://api.runpod.io/v2"
 GRAPHQL = "https://api.runpod.io/graphql"
 
-REPLY_MAX_BYTES = 32 * 2**20
-LINE_MAX_CHARS = 10_000
 TRIES = 3
 # A pause that the provider asks for is kept here when it is short, else the caller comes again.
 PAUSE_MAX_S = 3.0
@@ -62,13 +61,6 @@ PAUSE_MAX_S = 3.0
 T = TypeVar("T")
 
 _WINDOW = re.compile(r'"(?P<name>[^"]*)"\s*;\s*r=(?P<left>\d+)\s*;\s*t=(?P<seconds>\d+)')
-# GraphQL says in words what REST says with a status. Seen in runpod-python#297, runpodctl#189.
-_NO_ROOM = re.compile(
-    r"no longer any instances|does not have the resources|no (resources|capacity|instances|gpus?)"
-    r"|not available|unavailable|out of stock|could not be placed|insufficient (gpu|capacity)",
-    re.IGNORECASE,
-)
-_NO_MONEY = re.compile(r"balance|credit|funds|spend(ing)? limit|payment", re.IGNORECASE)
 
 
 class ApiKey:
@@ -88,13 +80,6 @@ class ApiKey:
     def header(self) -> str:
         """Value of the Authorization header."""
         return f"Bearer {self._text}"
-
-
-@dataclass(frozen=True)
-class _Reply:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class RunpodClient:
@@ -135,11 +120,12 @@ class RunpodClient:
         self._http.close()
 
     def create(self, order: PodOrder, *, route: str = "graphql") -> Created:
-        """Rent a pod. Called once for an order: see the head of this file.
+        """Rent a pod, or a cluster. Called once for an order: see the head of this file.
 
         Args:
-            order: The pod.
-            route: `graphql` (with `terminateAfter`) or `rest` (without it).
+            order: What is to be rented.
+            route: `graphql` (with `terminateAfter`) or `rest` (without it). A cluster is always
+                created by REST, and without an end: the document knows no other way.
 
         Raises:
             CreateUnknown: It may exist.
@@ -161,14 +147,16 @@ class RunpodClient:
         if reply.status >= 500 or reply.status in {408, 409}:
             raise CreateUnknown(f"create {order.name}: RunPod answered {reply.status}")
         if reply.status not in {200, 201}:
-            raise _error_of(f"create {order.name}", reply)
+            raise error_of(f"create {order.name}", reply)
         try:
             value = parse_json(reply.body)
-            if route == "graphql":
-                _raise_graphql(f"create {order.name}", value, creates=True)
+            if address == self._graphql:
+                raise_graphql(f"create {order.name}", value, creates=True)
                 pod = value["data"]["podFindAndDeployOnDemand"]
                 return Created(str(pod["id"]), str(pod["name"]), float(pod["costPerHr"]))
-            return Created(str(value["id"]), str(value["name"]), float(value["cost"]))
+            # A cluster's answer has no price: its members say theirs once they are placed.
+            cost = 0.0 if order.num_pods > 1 else float(value["cost"])
+            return Created(str(value["id"]), str(value["name"]), cost)
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise CreateUnknown(f"create {order.name}: an answer that names no pod") from error
 
@@ -184,17 +172,52 @@ class RunpodClient:
             return None
         return self._read(f"pod {pod_id}", lambda: Pod.from_json(value))
 
+    def list_clusters(self) -> list[Cluster]:
+        """Every cluster of the account. Their members are in `list_pods`."""
+        value = self._get("list clusters", "/clusters", {})
+        return self._read(
+            "list clusters", lambda: [Cluster.from_json(row) for row in value["clusters"]]
+        )
+
+    def get_cluster(self, cluster_id: str) -> Cluster | None:
+        """The cluster; None when the provider says that there is none."""
+        what = f"cluster {cluster_id}"
+        value = self._get(what, f"/clusters/{_part(cluster_id)}", {}, may_be_absent=True)
+        return None if value is None else self._read(what, lambda: Cluster.from_json(value))
+
+    def cluster_pods(self, cluster_id: str) -> list[Pod]:
+        """Members of a cluster; none when the provider says that there is no such cluster."""
+        what = f"pods of cluster {cluster_id}"
+        value = self._get(what, f"/clusters/{_part(cluster_id)}/pods", {}, may_be_absent=True)
+        if value is None:
+            return []
+        return self._read(what, lambda: [Pod.from_json(row) for row in value["pods"]])
+
+    def terminate_cluster(self, cluster_id: str) -> bool:
+        """Ask for the end of a cluster and all its members; False where it is not there."""
+        what = f"terminate cluster {cluster_id}"
+        reply = self._call("DELETE", f"{self._rest}/clusters/{_part(cluster_id)}", what)
+        if reply.status not in {200, 202, 204, 404}:
+            raise error_of(what, reply)
+        return reply.status != 404
+
     def terminate(self, pod_id: str) -> None:
-        """Ask for the pod's end; a pod that is not there counts as done. `get_pod` confirms it."""
+        """Ask for the pod's end; a pod that is not there counts as done. `get_pod` confirms it.
+
+        Raises:
+            RequestRefused: It is a member of a cluster, and ends with that (409).
+        """
         reply = self._call("DELETE", f"{self._rest}/pods/{_part(pod_id)}", f"terminate {pod_id}")
         if reply.status not in {200, 202, 204, 404}:
-            raise _error_of(f"terminate {pod_id}", reply)
+            raise error_of(f"terminate {pod_id}", reply)
 
-    def gpu_offers(self, *, num_gpus: int = 1, with_availability: bool = True) -> list[GpuOffer]:
-        """The catalogue with prices."""
+    def gpu_offers(
+        self, *, num_gpus: int = 1, with_availability: bool = True, product: str = "POD"
+    ) -> list[GpuOffer]:
+        """The catalogue with prices, which are those of pods; availability is of `product`."""
         query = {"count": str(num_gpus)}
         if with_availability:
-            query |= {"include": "AVAILABILITY", "product": "POD"}
+            query |= {"include": "AVAILABILITY", "product": product}
         value = self._get("catalogue", "/catalog/gpus", query)
         return self._read("catalogue", lambda: [GpuOffer.from_json(row) for row in value["gpus"]])
 
@@ -208,6 +231,14 @@ class RunpodClient:
         value = self._get("billing", "/billing/pods", query)
         return self._read("billing", lambda: [BillingRow.from_json(r) for r in value["records"]])
 
+    def cluster_billing(
+        self, start: datetime, end: datetime, *, cluster_id: str, bucket: str = "hour"
+    ) -> list[BillingRow]:
+        """What a cluster was billed: GPUs, disks and its network; `pod_id` is the cluster's id."""
+        query = {"startTime": utc_text(start), "endTime": utc_text(end), "bucketSize": bucket}
+        value = self._get("billing", "/billing/clusters", query | {"clusterId": cluster_id})
+        return self._read("billing", lambda: [BillingRow.from_json(r) for r in value["records"]])
+
     def ssh_keys(self) -> list[str]:
         """Public keys that the account has registered."""
         value = self._get("ssh keys", "/account/ssh-keys", {})
@@ -219,9 +250,9 @@ class RunpodClient:
             "POST", self._graphql, "account", json_body={"query": ACCOUNT_QUERY, "variables": {}}
         )
         if reply.status != 200:
-            raise _error_of("account", reply)
-        value = _parsed("account", reply)
-        _raise_graphql("account", value, creates=False)
+            raise error_of("account", reply)
+        value = parsed("account", reply)
+        raise_graphql("account", value, creates=False)
 
         def read() -> Account:
             row = value["data"]["myself"]
@@ -258,16 +289,18 @@ class RunpodClient:
             ) as response:
                 self._note_limits(response.headers)
                 if response.status_code != 200:
-                    reply = _Reply(response.status_code, response.headers, self._body(response))
-                    raise _error_of(f"logs of {pod_id}", reply)
-                lines = _lines(response, lambda: self._clock.monotonic() >= deadline)
-                yield from itertools.islice(_events(lines), lines_max)
+                    reply = Reply(response.status_code, response.headers, self._body(response))
+                    raise error_of(f"logs of {pod_id}", reply)
+                lines = lines_of(response, lambda: self._clock.monotonic() >= deadline)
+                yield from itertools.islice(events_of(lines), lines_max)
         except httpx.ReadTimeout:
             return
         except httpx.HTTPError as error:
             raise ProviderFault(f"logs of {pod_id}: {type(error).__name__}") from error
 
     def _create_call(self, order: PodOrder, route: str) -> tuple[str, dict[str, Any]]:
+        if order.num_pods > 1:
+            return f"{self._rest}/clusters", cluster_body(order)
         if route == "rest":
             return f"{self._rest}/pods", rest_body(order)
         variables = {"input": graphql_input(order)}
@@ -280,8 +313,8 @@ class RunpodClient:
         if reply.status == 404 and may_be_absent:
             return None
         if reply.status != 200:
-            raise _error_of(what, reply)
-        return _parsed(what, reply)
+            raise error_of(what, reply)
+        return parsed(what, reply)
 
     def _call(
         self,
@@ -291,7 +324,7 @@ class RunpodClient:
         *,
         query: dict[str, str] | None = None,
         json_body: dict[str, Any] | None = None,
-    ) -> _Reply:
+    ) -> Reply:
         """A call that can be repeated, repeated while the provider fails."""
         for number in range(TRIES):
             is_last = number == TRIES - 1
@@ -313,14 +346,14 @@ class RunpodClient:
         *,
         query: dict[str, str] | None = None,
         json_body: dict[str, Any] | None = None,
-    ) -> _Reply:
+    ) -> Reply:
         self._wait_for_room(f"{method} {urlsplit(address).path}")
         headers = {"Authorization": self._key.header, "Accept": "application/json"}
         with self._http.stream(
             method, address, params=query, json=json_body, headers=headers
         ) as response:
             self._note_limits(response.headers)
-            reply = _Reply(response.status_code, dict(response.headers), self._body(response))
+            reply = Reply(response.status_code, dict(response.headers), self._body(response))
         if reply.status == 429:
             raise RateLimited(
                 f"{method} {urlsplit(address).path}: RunPod asks us to wait",
@@ -329,7 +362,7 @@ class RunpodClient:
         return reply
 
     def _body(self, response: httpx.Response) -> bytes:
-        return _bounded(response, self._clock, self._timeout_s)
+        return bounded(response, self._clock, self._timeout_s)
 
     def _wait_for_room(self, what: str) -> None:
         with self._lock:
@@ -354,7 +387,7 @@ class RunpodClient:
         if empty:
             self._hold(max(empty))
 
-    def _retry_after_s(self, reply: _Reply) -> float:
+    def _retry_after_s(self, reply: Reply) -> float:
         try:
             seconds = float(reply.headers.get("retry-after", "10"))
         except ValueError:
@@ -387,99 +420,3 @@ def _checked_address(address: str) -> str:
 
 def _part(pod_id: str) -> str:
     return quote(pod_id, safe="")
-
-
-def _bounded(response: httpx.Response, clock: Clock, limit_s: float) -> bytes:
-    # httpx limits the wait for each piece; this limits all of them together.
-    deadline = clock.monotonic() + limit_s
-    data = bytearray()
-    for piece in response.iter_bytes():
-        data += piece
-        if len(data) > REPLY_MAX_BYTES:
-            raise ProviderFault(f"a reply of more than {REPLY_MAX_BYTES} bytes")
-        if clock.monotonic() > deadline:
-            raise ProviderFault(f"a reply that takes longer than {limit_s:g} s")
-    return bytes(data)
-
-
-def _parsed(what: str, reply: _Reply) -> Any:
-    try:
-        return parse_json(reply.body)
-    except InputError as error:
-        raise ProviderFault(f"{what}: an answer that is no JSON") from error
-
-
-def _detail_of(reply: _Reply) -> str:
-    """What a problem document (RFC 9457) says, in one line."""
-    try:
-        value = parse_json(reply.body)
-        text = f"{value['title']}: {value['detail']}"
-        errors = value.get("errors") or []
-        return "; ".join([text, *map(str, errors)])[:500]
-    except (InputError, KeyError, TypeError, AttributeError):
-        return f"status {reply.status}"
-
-
-def _error_of(what: str, reply: _Reply) -> Exception:
-    detail = f"{what}: {_detail_of(reply)}"
-    if reply.status == 401:
-        return KeyRefused(detail, remedy="Make a new API key in the RunPod console, and give it.")
-    if reply.status == 402:
-        return BalanceTooLow(detail, remedy="Add credit to the RunPod account.")
-    if reply.status == 403:
-        # "Your account cannot access the requested pool": the next candidate may work.
-        is_create = what.startswith("create ")
-        return NotPlaced(detail) if is_create else KeyRefused(detail)
-    if reply.status == 400:
-        return NotPlaced(detail)
-    if reply.status >= 500:
-        return ProviderFault(detail)
-    return RequestRefused(detail)
-
-
-def _raise_graphql(what: str, value: Any, *, creates: bool) -> None:
-    errors = value.get("errors")
-    if not errors:
-        return
-    text = "; ".join(str(row.get("message")) for row in errors)[:500]
-    codes = {str((row.get("extensions") or {}).get("code")) for row in errors}
-    detail = f"{what}: {text}"
-    if codes & {"UNAUTHENTICATED", "FORBIDDEN"} or "not authorized" in text.lower():
-        raise KeyRefused(detail, remedy="Make a new API key in the RunPod console, and give it.")
-    if codes & {"GRAPHQL_VALIDATION_FAILED", "BAD_USER_INPUT", "GRAPHQL_PARSE_FAILED"}:
-        raise RequestRefused(detail)
-    if _NO_MONEY.search(text):
-        raise BalanceTooLow(detail, remedy="Add credit to the RunPod account.")
-    if _NO_ROOM.search(text):
-        raise NotPlaced(detail)
-    if creates:
-        raise CreateUnknown(detail)
-    raise ProviderFault(detail)
-
-
-def _lines(response: httpx.Response, is_over: Callable[[], bool]) -> Iterator[str]:
-    """Lines of a stream, cut where one is far too long."""
-    rest = b""
-    for piece in response.iter_bytes():
-        *whole, rest = (rest + piece).split(b"\n")
-        for line in whole:
-            yield line.rstrip(b"\r").decode(errors="replace")
-        rest = rest[: 4 * LINE_MAX_CHARS]
-        if is_over():
-            return
-
-
-def _events(lines: Iterator[str]) -> Iterator[LogLine]:
-    """Log lines of a stream of server-sent events."""
-    event_id, data = "", ""
-    for line in lines:
-        if line.startswith("id:"):
-            event_id = line[3:].strip()[:200]
-        elif line.startswith("data:"):
-            data = line[5:].strip()[: 2 * LINE_MAX_CHARS]
-        elif not line and data:
-            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                value = json.loads(data)
-                text = str(value["line"])[:LINE_MAX_CHARS]
-                yield LogLine(event_id or str(value["ts"]), str(value["source"]), text)
-            data = ""

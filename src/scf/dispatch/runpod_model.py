@@ -18,6 +18,9 @@ CREATE_MUTATION = (
     "mutation Create($input: PodFindAndDeployOnDemandInput!) "
     "{ podFindAndDeployOnDemand(input: $input) { id name costPerHr desiredStatus } }"
 )
+CLUSTER_PODS_MAX = 250
+# The variable by which a member of a cluster is known to be ours.
+ORDER_VARIABLE = "SCF_ORDER"
 ACCOUNT_QUERY = "query Account { myself { clientBalance currentSpendPerHr } }"
 
 
@@ -34,7 +37,7 @@ class PodStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PodOrder:
-    """A pod that is to be rented.
+    """A pod that is to be rented, or a cluster of such pods.
 
     Attributes:
         name: Unique to one attempt; the only thing by which a pod is found when a reply is lost.
@@ -48,6 +51,8 @@ class PodOrder:
         env: Variables of the container.
         ports: `22/tcp` for ssh.
         min_cuda: Oldest CUDA version of the host's driver; None for any.
+        num_pods: More than one is a cluster. It has no `terminate_after`, `cloud` or `min_cuda`:
+            its create call takes none of them.
     """
 
     name: str
@@ -61,6 +66,7 @@ class PodOrder:
     env: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[str, ...] = ("22/tcp",)
     min_cuda: str | None = "12.8"
+    num_pods: int = 1
 
     def __post_init__(self) -> None:
         if self.terminate_after.tzinfo is None:
@@ -69,6 +75,8 @@ class PodOrder:
             raise UsageError("a pod needs a name, an image and a GPU type")
         if self.num_gpus < 1 or self.disk_gb < 1:
             raise UsageError(f"pod {self.name}: num_gpus and disk_gb must be at least 1")
+        if not 1 <= self.num_pods <= CLUSTER_PODS_MAX:
+            raise UsageError(f"cluster {self.name}: 2 to {CLUSTER_PODS_MAX} pods")
 
     def __repr__(self) -> str:
         # The variables of a pod may hold its host key; they are never printed.
@@ -85,6 +93,27 @@ def rest_body(order: PodOrder) -> dict[str, Any]:
         "image": order.image,
         "cloud": order.cloud,
         "gpu": gpu,
+        "disk": order.disk_gb,
+        "ports": list(order.ports),
+        "startSsh": True,
+        "env": dict(order.env),
+    }
+    if order.data_center is not None:
+        body["dataCenterIds"] = [order.data_center]
+    return body
+
+
+def cluster_body(order: PodOrder) -> dict[str, Any]:
+    """`CreateClusterRequest`: every member gets the same container, variables and host key."""
+    body: dict[str, Any] = {
+        "name": order.name,
+        "type": "TRAINING",  # no Slurm and no Ray: we start torchrun ourselves
+        "compute": {
+            "gpuTypeId": order.gpu,
+            "gpuCountPerPod": order.num_gpus,
+            "podCount": order.num_pods,
+        },
+        "image": order.image,
         "disk": order.disk_gb,
         "ports": list(order.ports),
         "startSsh": True,
@@ -128,6 +157,21 @@ class SshAddress:
 
 
 @dataclass(frozen=True)
+class Membership:
+    """A pod's place in a cluster.
+
+    Attributes:
+        cluster_id: The cluster, with which it ends.
+        rank: 0 is the one that all meet at; None until it is assigned.
+        address: On the cluster's own network; None until it is assigned.
+    """
+
+    cluster_id: str
+    rank: int | None
+    address: str | None
+
+
+@dataclass(frozen=True)
 class Pod:
     """A pod, as REST v2 describes it.
 
@@ -140,8 +184,11 @@ class Pod:
         ssh: Where to reach it; None while it has no public port.
         num_gpus_seen: GPUs that the running container sees; None while it does not run.
         is_locked: A locked pod cannot be stopped.
-        cluster_id: Set for a member of a cluster, which is ended with its cluster.
+        member: Set for a member of a cluster.
         created_at: When it was made.
+        cuda: CUDA version of its host, where it says one.
+        order: Our name of the order that it was made by, from its variables; members of a cluster
+            have names of the provider's choice.
     """
 
     pod_id: str
@@ -152,8 +199,10 @@ class Pod:
     ssh: SshAddress | None
     num_gpus_seen: int | None
     is_locked: bool
-    cluster_id: str | None
+    member: Membership | None
     created_at: datetime
+    cuda: str | None = None
+    order: str | None = None
 
     @classmethod
     def from_json(cls, value: Any) -> "Pod":
@@ -172,7 +221,39 @@ class Pod:
             else None,
             num_gpus_seen=len(gpus) if gpus is not None else None,
             is_locked=bool(value["locked"]),
-            cluster_id=value["cluster"]["id"] if value.get("cluster") else None,
+            member=_membership(value["cluster"]) if value.get("cluster") else None,
+            created_at=parse_utc(value["createdAt"]),
+            cuda=value.get("cudaVersion"),
+            order=(value.get("env") or {}).get(ORDER_VARIABLE),
+        )
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster, as REST v2 describes it: what it is, not what its members do.
+
+    Attributes:
+        cluster_id: The provider's id.
+        name: Ours.
+        num_pods: Members that were ordered.
+        num_placed: Members that there are now.
+        created_at: When it was made.
+    """
+
+    cluster_id: str
+    name: str
+    num_pods: int
+    num_placed: int
+    created_at: datetime
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Cluster":
+        """Read it. Raises KeyError, TypeError or ValueError for what is not a cluster."""
+        return cls(
+            cluster_id=_text(value["id"]),
+            name=_text(value["name"]),
+            num_pods=int(value["compute"]["podCount"]),
+            num_placed=int(value["pods"]["total"]),
             created_at=parse_utc(value["createdAt"]),
         )
 
@@ -224,7 +305,7 @@ class GpuOffer:
 
 @dataclass(frozen=True)
 class BillingRow:
-    """What a pod was billed in one span of time."""
+    """What a pod, or a cluster under its own id, was billed in one span of time."""
 
     pod_id: str
     start: datetime
@@ -236,7 +317,7 @@ class BillingRow:
     @classmethod
     def from_json(cls, value: Any) -> "BillingRow":
         return cls(
-            pod_id=_text(value["podId"]),
+            pod_id=_text(value["clusterId"] if "clusterId" in value else value["podId"]),
             start=parse_utc(value["startTime"]),
             end=parse_utc(value["endTime"]),
             total_usd=float(value["totalAmount"]),
@@ -266,6 +347,15 @@ class Account:
 
     balance_usd: float | None
     spend_usd_per_h: float | None
+
+
+def _membership(value: Any) -> Membership:
+    rank, address = value["rank"], value.get("ip")
+    return Membership(
+        cluster_id=_text(value["id"]),
+        rank=None if rank is None else int(rank),
+        address=None if address is None else _text(address),
+    )
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scf.core.clock import Clock
-from scf.core.errors import DoorUnavailable
+from scf.core.errors import DoorUnavailable, UsageError
 from scf.dispatch.follower import FollowSettings
 from scf.dispatch.group_link import GroupLink
 from scf.dispatch.job import JobSpec
@@ -63,7 +63,9 @@ class _OwnBox:
         self._sender = sender_of(home)
 
     def expect(self, spec: JobSpec) -> Mapping[str, Any]:
-        del spec
+        known = 1 + len(self._peers)
+        if spec.nodes not in {1, known}:
+            raise UsageError(f"{spec.job_id}: {spec.nodes} nodes; the ssh door has {known}")
         try:
             self._link().call("prepare", {"wanted": []}, limit_s=30.0)
         except BoxFault as error:

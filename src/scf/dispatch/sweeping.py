@@ -1,7 +1,7 @@
-"""End pods that nobody needs: what the daemon does between jobs, and the reaper when it is dead.
+"""End what nobody needs: what the daemon does between jobs, and the reaper when it is dead.
 
-It knows two lists: what is in the book, with leases, and what the provider shows. Pods with names
-of other overseers, and of other people, are left alone.
+It knows two lists: what is in the book, with leases, and what the provider shows. Pods and clusters
+with names of other overseers, and of other people, are left alone.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from scf.core.clock import parse_utc
 from scf.core.errors import DoorError
+from scf.dispatch.lots import Lot, end_lot, lots_of
 from scf.dispatch.pod_record import PodRecord, PodState
 from scf.dispatch.remote import sender_of
 from scf.dispatch.runpod_client import RunpodClient
-from scf.dispatch.runpod_model import Pod
 
 
 @dataclass(frozen=True)
 class Stray:
-    """A pod that is to end, and why.
+    """A pod or a cluster that is to end, and why.
 
     Attributes:
-        pod: As the provider shows it.
+        lot: As the provider shows it.
         why: For people.
     """
 
-    pod: Pod
+    lot: Lot
     why: str
 
 
@@ -35,40 +35,49 @@ def name_prefix(home: Path) -> str:
     return f"scf-{sender_of(home).removeprefix('home-')[:8]}-"
 
 
+def shown(client: RunpodClient, *, has_clusters: bool) -> list[Lot]:
+    """What the provider shows: one call, and one more where there are clusters, or may be."""
+    pods = client.list_pods()
+    has_clusters = has_clusters or any(pod.member is not None for pod in pods)
+    return lots_of(pods, client.list_clusters() if has_clusters else [])
+
+
 def strays(
-    pods: Sequence[Pod],
+    lots: Sequence[Lot],
     records: Sequence[PodRecord],
     *,
     prefix: str,
     now: datetime,
     is_locked: bool = False,
 ) -> list[Stray]:
-    """Which of `pods` are to end. Pure.
+    """Which of `lots` are to end. Pure.
 
     Args:
-        pods: What the provider shows. Looked at before the book was read, so that a pod which is
-            shown was in the book before it was ordered.
+        lots: What the provider shows. Looked at before the book was read, so that what is shown
+            was in the book before it was ordered.
         records: The book.
         prefix: Of our names.
         now: Time.
         is_locked: The emergency lock is set: none of ours may live.
     """
-    known = {record.name: record for record in records}
+    by_name = {record.name: record for record in records}
+    by_id = {record.pod_id: record for record in records if record.pod_id is not None}
+    ending = {lot_id for record in records for lot_id in record.ending}
     found = []
     firsts: dict[str, str] = {}
-    for pod in sorted(pods, key=lambda pod: pod.pod_id):
-        if not pod.name.startswith(prefix):
+    for lot in sorted(lots, key=lambda lot: lot.lot_id):
+        record = by_id.get(lot.lot_id) or by_name.get(lot.name)
+        if record is None and lot.lot_id not in ending and not lot.name.startswith(prefix):
             continue
-        first = firsts.setdefault(pod.name, pod.pod_id)
-        record = known.get(pod.name)
+        first = firsts.setdefault(lot.name, lot.lot_id)
         if is_locked:
-            found.append(Stray(pod, "the emergency lock is set"))
+            found.append(Stray(lot, "the emergency lock is set"))
         elif record is None or record.state is PodState.NONE:
-            found.append(Stray(pod, "no job needs it"))
-        elif pod.pod_id != (record.pod_id or first):
-            found.append(Stray(pod, "another pod has its name"))
+            found.append(Stray(lot, "no job needs it"))
+        elif lot.lot_id != (record.pod_id or first):
+            found.append(Stray(lot, f"another {lot.kind} has its name"))
         elif now >= parse_utc(record.lease_until):
-            found.append(Stray(pod, f"its lease ended at {record.lease_until}"))
+            found.append(Stray(lot, f"its lease ended at {record.lease_until}"))
     return found
 
 
@@ -88,7 +97,7 @@ def sweep(client: RunpodClient, found: Sequence[Stray]) -> list[Stray]:
     failed: DoorError | None = None
     for stray in found:
         try:
-            client.terminate(stray.pod.pod_id)
+            end_lot(client, stray.lot)
         except DoorError as error:
             failed = error
             continue

@@ -1,6 +1,6 @@
 """A double of RunPod: a real HTTP server on loopback, with REST v2, GraphQL create, and faults.
 
-It keeps pods, money and time. Faults stand in a script, an operation each:
+It keeps pods, clusters, money and time. Faults stand in a script, an operation each:
 
     with FakeRunpod() as provider:
         provider.script("create", NO_CAPACITY, LOST_REPLY)
@@ -49,6 +49,11 @@ GRAPHQL_INPUT = {
 }
 
 
+CLUSTER_OPERATIONS = (
+    "create cluster", "list clusters", "get cluster", "cluster pods", "terminate cluster",
+)  # fmt: skip
+
+
 class FakeRunpod(World):
     """The provider on loopback. See the head of this file, and `World` for its arguments."""
 
@@ -68,6 +73,8 @@ class FakeRunpod(World):
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
+        for cluster in self.alive_clusters():
+            cluster.is_gone = True
         for pod in self.alive():
             self.delete_by_hand(pod.pod_id)
 
@@ -165,11 +172,16 @@ class _Handler(BaseHTTPRequestHandler):
             value = {"clientBalance": provider.balance_usd, "currentSpendPerHr": spend}
             self._json(200, {"data": {"myself": value}})
         elif operation == "list":
-            self._json(200, {"pods": [provider.described(pod) for pod in provider.look()]})
+            shown = provider.look()
+            if query.get("includeClusterPods") != "true":
+                shown = [pod for pod in shown if pod.cluster is None]
+            self._json(200, {"pods": [provider.described(pod) for pod in shown]})
+        elif operation in CLUSTER_OPERATIONS:
+            self._do_cluster(operation, parts, body)
         elif operation == "podTerminate":
             wanted = body["variables"]["input"]["podId"]
             for pod in provider.alive():
-                if pod.pod_id == wanted:
+                if pod.pod_id == wanted and pod.cluster is None:
                     provider.terminate(pod)
             self._json(200, {"data": {"podTerminate": None}})
         elif operation in {"get", "terminate", "logs"}:
@@ -178,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._problem(404, f"no pod {parts[2]}")
             elif operation == "get":
                 self._json(200, provider.described(found[0]))
+            elif operation == "terminate" and _is_bound(found[0]):
+                self._problem(409, "Pod belongs to a cluster and cannot be terminated here")
             elif operation == "terminate":
                 provider.terminate(found[0])
                 self._answer(204, b"", None)
@@ -187,6 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"gpus": [_offer(gpu, query) for gpu in GPU_PRICES]})
         elif operation == "billing":
             self._json(200, _bill(provider, query))
+        elif operation == "cluster billing":
+            self._json(200, _cluster_bill(provider, query))
         elif operation == "ssh-keys":
             self._json(200, {"keys": provider.ssh_keys})
         else:
@@ -221,6 +237,58 @@ class _Handler(BaseHTTPRequestHandler):
             terminate_after=None,
         )
         self._json(201, provider.described(pod))
+
+    def _do_cluster(self, operation: str, parts: list[str], body: Any) -> None:
+        provider = self.server.provider
+        if operation == "create cluster":
+            self._create_cluster(body)
+            return
+        if operation == "list clusters":
+            shown = provider.look_at_clusters()
+            self._json(200, {"clusters": [cluster.described() for cluster in shown]})
+            return
+        cluster = next((c for c in provider.alive_clusters() if c.cluster_id == parts[2]), None)
+        if cluster is None:
+            self._problem(404, f"no cluster {parts[2]}")
+        elif operation == "get cluster":
+            self._json(200, cluster.described())
+        elif operation == "cluster pods":
+            shown = [pod for pod in provider.look() if pod.cluster is cluster]
+            self._json(200, {"pods": [provider.described(pod) for pod in shown]})
+        else:
+            provider.terminate_cluster(cluster)
+            self._answer(204, b"", None)
+
+    def _create_cluster(self, body: Any) -> None:
+        provider = self.server.provider
+        if errors := openapi.errors_of("CreateClusterRequest", body):
+            self._json(
+                422,
+                {"title": "Invalid", "status": 422, "detail": "body", "errors": errors},
+                "application/problem+json",
+            )
+            return
+        compute = body["compute"]
+        gpu, num_pods = compute["gpuTypeId"], compute["podCount"]
+        if gpu not in GPU_PRICES:
+            self._problem(400, f"no GPU type {gpu}")
+            return
+        if self._is_broke(gpu, compute["gpuCountPerPod"] * num_pods):
+            self._problem(402, "Insufficient balance")
+            return
+        cluster = provider.create_cluster(
+            name=body["name"],
+            num_pods=num_pods,
+            image=body["image"],
+            gpu=gpu,
+            num_gpus=compute["gpuCountPerPod"],
+            cloud="SECURE",
+            disk_gb=body.get("disk", 20),
+            ports=body.get("ports", []),
+            env=body.get("env", {}) | self._keys(body.get("startSsh", False)),
+            data_center=(body.get("dataCenterIds") or [None])[0],
+        )
+        self._json(201, cluster.described())
 
     def _create_by_graphql(self, given: dict[str, Any]) -> None:
         provider = self.server.provider
@@ -326,6 +394,18 @@ def _operation(method: str, path: str, body: Any) -> str:
             return "terminate"
         case ["GET", "v2", "pods", _, "logs"]:
             return "logs"
+        case ["POST", "v2", "clusters"]:
+            return "create cluster"
+        case ["GET", "v2", "clusters"]:
+            return "list clusters"
+        case ["GET", "v2", "clusters", _]:
+            return "get cluster"
+        case ["DELETE", "v2", "clusters", _]:
+            return "terminate cluster"
+        case ["GET", "v2", "clusters", _, "pods"]:
+            return "cluster pods"
+        case ["GET", "v2", "billing", "clusters"]:
+            return "cluster billing"
         case ["GET", "v2", "catalog", "gpus"]:
             return "catalog"
         case ["GET", "v2", "billing", "pods"]:
@@ -367,7 +447,7 @@ def _bill(provider: FakeRunpod, query: dict[str, str]) -> dict[str, Any]:
             "diskAmount": 0.0,
         }
         for pod in provider.all_pods
-        if query.get("podId") in {None, pod.pod_id}
+        if pod.cluster is None and query.get("podId") in {None, pod.pod_id}
     ]
     names = ("totalAmount", "gpuAmount", "cpuAmount", "diskAmount")
     totals = {name: sum(row[name] for row in records) for name in names}
@@ -381,3 +461,31 @@ def _bill(provider: FakeRunpod, query: dict[str, str]) -> dict[str, Any]:
             "totals": totals,
         },
     }
+
+
+def _cluster_bill(provider: FakeRunpod, query: dict[str, str]) -> dict[str, Any]:
+    provider.spent_usd()
+    records = []
+    for cluster in provider.all_clusters:
+        cost_usd = sum(pod.cost_usd for pod in provider.all_pods if pod.cluster is cluster)
+        if query.get("clusterId") in {None, cluster.cluster_id}:
+            amounts = {"totalAmount": cost_usd, "gpuAmount": cost_usd, "diskAmount": 0.0}
+            span = {name: query[name] for name in ("startTime", "endTime")}
+            row = {"clusterId": cluster.cluster_id, **span, **amounts, "networkingAmount": 0.0}
+            records.append(row)
+    names = ("totalAmount", "gpuAmount", "diskAmount", "networkingAmount")
+    asked = {"startTime": query["startTime"], "endTime": query["endTime"]}
+    return {
+        "records": records,
+        "metadata": {
+            "query": {**asked, "bucketSize": query.get("bucketSize", "day"), "clusterId": None},
+            "recordCount": len(records),
+            "uniqueClusterCount": len(records),
+            "totals": {name: sum(row[name] for row in records) for name in names},
+        },
+    }
+
+
+def _is_bound(pod: FakePod) -> bool:
+    """Whether it is a member of a cluster that is there."""
+    return pod.cluster is not None and not pod.cluster.is_gone

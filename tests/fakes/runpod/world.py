@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fakes.runpod.clusters import ClusterScript, FakeCluster
+
 GPU_PRICES = {
     "NVIDIA H100 80GB HBM3": (80, 2.69, 2.59),
     "NVIDIA H100 NVL": (94, 2.79, 2.49),
@@ -71,6 +73,7 @@ class PodScript:
         has_ports: Whether a running pod has a public ssh port.
         num_gpus: GPUs that its container sees; None: as ordered.
         deaf: Looks during which it lives on after it was terminated.
+        cuda: CUDA version that its host reports.
     """
 
     unseen: int = 0
@@ -78,6 +81,7 @@ class PodScript:
     has_ports: bool = True
     num_gpus: int | None = None
     deaf: int = 0
+    cuda: str | None = "13.0"
 
 
 @dataclass
@@ -104,6 +108,9 @@ class FakePod:
     cost_usd: float = 0.0
     deaf_left: int = 0
     is_ending: bool = False
+    cluster: FakeCluster | None = None
+    rank: int | None = None
+    overlay: str | None = None  # address on the cluster's network, once it runs
     log: list[str] = field(default_factory=lambda: ["the container starts", "sshd listens"])
 
 
@@ -118,6 +125,8 @@ class World:
         start: Called when a pod begins to run; returns (host, port, user) of its ssh server.
         stop: Called when a pod ends.
         clock: In place of the system's, for simulations.
+        members_may_end: Whether the pod-scoped key of a member may look at its pod and end its
+            cluster; the provider's documents do not say.
     """
 
     def __init__(
@@ -130,8 +139,12 @@ class World:
         start: Callable[[FakePod], tuple[str, int, str]] | None = None,
         stop: Callable[[FakePod], None] | None = None,
         clock: Any = None,
+        members_may_end: bool = False,
     ) -> None:
         self._clock = clock
+        self.members_may_end = members_may_end
+        self.all_clusters: list[FakeCluster] = []
+        self.cluster_scripts: deque[ClusterScript] = deque()
         self.key = key
         self.balance_usd = balance_usd
         self.keeps_leases = keeps_leases
@@ -188,6 +201,12 @@ class World:
         if header == f"Bearer {self.key}":
             return True
         pod_id = header.removeprefix("Bearer rpa_POD_")
+        mine = next((pod for pod in self.all_pods if pod.pod_id == pod_id), None)
+        if mine is not None and mine.cluster is not None and self.members_may_end:
+            if operation == "terminate cluster":
+                return path.endswith(f"/clusters/{mine.cluster.cluster_id}")
+            if operation == "get":
+                return path.endswith(f"/pods/{pod_id}")
         if operation == "podTerminate":
             return bool(body["variables"]["input"]["podId"] == pod_id)
         return operation == "terminate" and path.endswith(f"/pods/{pod_id}")
@@ -254,9 +273,61 @@ class World:
         self.all_pods.append(pod)
         return pod
 
+    def create_cluster(self, *, name: str, num_pods: int, **order: Any) -> FakeCluster:
+        """A cluster whose members are made from `order` (the arguments of `create`)."""
+        number = len(self.all_clusters) + 1
+        cluster = FakeCluster(
+            cluster_id=f"cluster{number:06x}",
+            name=name,
+            num_pods=num_pods,
+            order=order,
+            created_at=self.now(),
+            script=self.cluster_scripts.popleft() if self.cluster_scripts else ClusterScript(),
+        )
+        cluster.deaf_left = cluster.script.deaf
+        self.all_clusters.append(cluster)
+        self._place(cluster)
+        return cluster
+
+    def _place(self, cluster: FakeCluster) -> None:
+        for rank in cluster.due():
+            pod = self.create(name=f"node-{rank}", terminate_after=None, **cluster.order)
+            pod.cluster, pod.rank = cluster, rank
+            cluster.members[rank] = pod
+
+    def alive_clusters(self) -> list[FakeCluster]:
+        """Clusters that are there, shown or not, with or without members."""
+        with self.lock:
+            return [cluster for cluster in self.all_clusters if not cluster.is_gone]
+
+    def look_at_clusters(self) -> list[FakeCluster]:
+        """Clusters that are shown; each has moved on by one look."""
+        self._charge()
+        for cluster in self.alive_clusters():
+            cluster.looks += 1
+            if cluster.is_ending:
+                cluster.deaf_left -= 1
+                if cluster.deaf_left <= 0:
+                    self._end_cluster(cluster)
+        return [c for c in self.alive_clusters() if c.looks > c.script.unseen]
+
+    def terminate_cluster(self, cluster: FakeCluster) -> None:
+        if cluster.deaf_left > 0:
+            cluster.is_ending = True
+        else:
+            self._end_cluster(cluster)
+
+    def _end_cluster(self, cluster: FakeCluster) -> None:
+        cluster.is_gone = True
+        for pod in cluster.members.values():
+            self.terminate(pod)  # which may be deaf, and outlive its cluster
+
     def look(self) -> list[FakePod]:
         """Pods that are shown; each has moved on by one look."""
         self._charge()
+        for cluster in self.alive_clusters():
+            cluster.pod_looks += 1
+            self._place(cluster)
         for pod in self.alive():
             pod.looks += 1
             if pod.is_ending:
@@ -294,6 +365,7 @@ class World:
                 "cpu": {"util": 10},
                 "memory": {"util": 10},
             }
+        more = {"cluster": pod.cluster.membership(pod)} if pod.cluster is not None else {}
         if runtime is not None and direct is not None:
             public = {"private": 22, "public": direct["port"], "type": "tcp", "ip": direct["host"]}
             runtime["ports"] = [public]
@@ -311,7 +383,7 @@ class World:
             "registry": None,
             "cloud": pod.cloud,
             "dataCenterId": pod.data_center,
-            "cudaVersion": "12.8" if is_running else None,
+            "cudaVersion": pod.script.cuda if is_running else None,
             "gpu": {"id": pod.gpu, "count": pod.num_gpus},
             "ssh": {"proxy": None, "direct": direct},
             "template": None,
@@ -321,6 +393,7 @@ class World:
             "runtime": runtime,
             "createdAt": text_of(pod.created_at),
             "startedAt": text_of(pod.created_at) if is_running else None,
+            **more,
         }
 
     def _run(self, pod: FakePod) -> None:
@@ -328,6 +401,8 @@ class World:
             return
         pod.status = "RUNNING"
         pod.address = self._start(pod) if self._start else ("127.0.0.1", 2222, "root")
+        if pod.cluster is not None:
+            pod.overlay = pod.overlay or "127.0.0.1"
 
     def _end(self, pod: FakePod) -> None:
         if pod.status == "TERMINATED":
@@ -348,6 +423,9 @@ class World:
             self.balance_usd -= cost
             if (lease and now >= lease) or self.balance_usd <= 0:
                 self._end(pod)
+        if self.balance_usd <= 0:
+            for cluster in self.all_clusters:
+                cluster.is_gone = True
 
 
 def text_of(moment: datetime) -> str:
