@@ -35,6 +35,8 @@ def test_without_settings_there_is_this_machine(tmp_path: Path) -> None:
         ('[doors]\norder = ["ssh"]', "ssh", r"\[ssh\] host is not set"),
         ('[doors]\norder = ["runpod"]', "runpod", r"\[runpod\] image is not set"),
         ('[runpod]\nimage = "w@sha256:0"', "runpod", "no RunPod API key"),
+        ('[doors]\norder = ["ray"]', "ray", r"\[ray\] address is not set"),
+        ('[ray]\naddress = "http://10.0.0.5:8265"', "ray", r"ray.token: .* cannot be read"),
     ],
 )
 def test_a_door_that_cannot_be_opened_says_why(
@@ -108,6 +110,7 @@ def test_peers_are_the_same_machine_at_another_address(tmp_path: Path) -> None:
     "text",
     ['[ssh]\nhost = "a"', f'[ssh]\nhost = "a"\n{KEYS}\npeers = ["b"]', "[doors]\norder = []",
      '[doors]\norder = ["taxi"]', '[doors]\norder = ["local", "local"]', "[doors]\norder = [1]",
+     '[ray]\naddress = "10.0.0.5:6379"', "[ray]\nnodes = 0", '[ray]\nports = "9-"',
      '[runpod]\nroute = "pigeon"', "[runpod]\nmax_usd_per_h = 0"],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from scf.dispatch.dispatcher import BundleMismatch, Dispatcher
 from scf.dispatch.job import ExitReason, JobExit, JobInput, JobPhase, JobSpec
 from scf.dispatch.local import LocalDoor
 from scf.storage.partitions import Folder
+from support.ray_lan import ray_door
 from support.rented_pods import cluster_door, runpod_door
 from support.ssh_boxes import ssh_door
 from support.tiny_worker import WORKER
@@ -30,7 +31,13 @@ def local_door(tmp_path: Path) -> MakeDoor:
 
 
 # One line a door.
-DOORS = {"local": local_door, "ssh": ssh_door, "runpod": runpod_door, "cluster": cluster_door}
+DOORS = {
+    "local": local_door,
+    "ssh": ssh_door,
+    "runpod": runpod_door,
+    "cluster": cluster_door,
+    "ray": ray_door,
+}
 
 
 @pytest.fixture(

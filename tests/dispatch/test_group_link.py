@@ -1,6 +1,5 @@
 """One training job on two machines: two networks, a cable, torchrun, gloo; and what a door says of it."""
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,16 +11,15 @@ from scf.core.canonical import canonical_json
 from scf.core.clock import SystemClock
 from scf.core.errors import InputError
 from scf.core.identity import sha256_hex
-from scf.daemon.setup import initialise
 from scf.dispatch.follower import FollowSettings
 from scf.dispatch.group_link import GroupLink
 from scf.dispatch.job import ExitReason, JobInput, JobSpec
 from scf.dispatch.nodes import Node, environment_of, interface_towards
 from scf.dispatch.ssh import SshDoor
-from scf.storage.partitions import Drive, Folder
-from support.gaussian_records import gaussian_points, write_points
+from scf.storage.partitions import Folder
 from support.networks import Cable, new_cable
 from support.ssh_boxes import Sshd, start_sshd
+from support.training_jobs import losses, planned
 from support.waiting import wait_for
 
 STEPS = 40
@@ -161,23 +159,6 @@ def test_two_nodes_learn_what_one_learns(cable: Cable, tmp_path: Path) -> None:
         assert two == pytest.approx(one, rel=2e-3)
 
 
-def planned(base: Path) -> tuple[bytes, Path]:
-    """A plan over points in a vault."""
-    from scf.fertilization.batch_plan import make_plan
-    from scf.fertilization.primordial_soup import PrimordialSoupIngestor
-    from scf.signing.keys import load_signer
-    from scf.vault.journal import Vault
-
-    home, root = base / "home", base / "root"
-    initialise(home, root)
-    write_points(base / "points.ndjson", gaussian_points(600), families=60)
-    drive = Drive.open(root)
-    with Vault.open(drive, home, load_signer(home / "keys", "vault")) as vault:
-        PrimordialSoupIngestor(vault, home=home).ingest(base / "points.ndjson")
-        plan = make_plan(vault, seed=0, held_out_fraction=0.15)
-    return canonical_json(plan.to_json()), root / "fossil_vault"
-
-
 def train(base: Path, servers: list[Sshd], plan: bytes, vault: Path) -> Path:
     """Train on these machines; the job's bundle."""
     base.mkdir()
@@ -204,11 +185,6 @@ def train(base: Path, servers: list[Sshd], plan: bytes, vault: Path) -> Path:
         return door.collect("job-1")
     finally:
         door.close()
-
-
-def losses(bundle: Path) -> list[tuple[int, float]]:
-    state = json.loads((bundle / "outputs" / "checkpoint" / "state.json").read_text())
-    return [(int(step), float(loss)) for step, loss in state["validation"]]
 
 
 def _log(base: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from fakes.runpod.server import FakeRunpod
 from scf.core.errors import MissingTool, UsageError
+from scf.dispatch.ray_access import RaySettings
 from scf.dispatch.registry import NAMES, RunpodAccess, open_door
 from scf.dispatch.rental import RunpodSettings
 from scf.dispatch.transfer import SshBox
@@ -25,7 +26,11 @@ def places(tmp_path: Path) -> tuple[Folder, Path]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_door_opens_without_calling_out(name: str, places: tuple[Folder, Path]) -> None:
-    door = open_door(name, *places, box=BOX, runpod=ACCESS)
+    token = places[1] / "ray.token"
+    token.touch(mode=0o600)
+    token.write_text("CANARY")
+    cluster = RaySettings(address="http://127.0.0.1:1", token_file=token)
+    door = open_door(name, *places, box=BOX, runpod=ACCESS, ray=cluster)
 
     assert door.name == name
     assert door.poll("job-1").phase == "absent"
@@ -34,11 +39,11 @@ def test_every_door_opens_without_calling_out(name: str, places: tuple[Folder, P
 
 
 def test_a_door_that_is_not_there_is_named(places: tuple[Folder, Path]) -> None:
-    with pytest.raises(UsageError, match="local, ssh, runpod"):
+    with pytest.raises(UsageError, match="local, ssh, runpod, ray"):
         open_door("carrier-pigeon", *places)
 
 
-@pytest.mark.parametrize("name", ["ssh", "runpod"])
+@pytest.mark.parametrize("name", ["ssh", "runpod", "ray"])
 def test_what_a_door_needs_is_asked_for(name: str, places: tuple[Folder, Path]) -> None:
     with pytest.raises(UsageError, match="needs"):
         open_door(name, *places)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from scf.dispatch.follower import FollowSettings
+from scf.dispatch.remote import RemoteDoor
 from scf.dispatch.ssh import SshDoor
 from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
@@ -174,11 +175,11 @@ def ssh_door(tmp_path: Path) -> "Doors":
 class Doors:
     """Opens the same door again and again, and closes all of them."""
 
-    def __init__(self, make: Callable[[], SshDoor]) -> None:
+    def __init__(self, make: Callable[[], RemoteDoor]) -> None:
         self._make = make
-        self._open: list[SshDoor] = []
+        self._open: list[RemoteDoor] = []
 
-    def __call__(self) -> SshDoor:
+    def __call__(self) -> RemoteDoor:
         self._open.append(self._make())
         return self._open[-1]
 

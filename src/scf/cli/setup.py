@@ -78,7 +78,7 @@ def _settings(config_value: FoundryConfig) -> "list[dict[str, Any]]":
         },
     ]
     for section in ("vault", "training", "daemon", "gate", "start", "run", "tune", "keep",
-                    "doors", "ssh", "runpod"):  # fmt: skip
+                    "doors", "ssh", "runpod", "ray"):  # fmt: skip
         settings = getattr(config_value, section)
         for setting in dataclasses.fields(settings):
             value = getattr(settings, setting.name)

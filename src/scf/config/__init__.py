@@ -1,7 +1,7 @@
 """Settings as values: built once from scf.toml and the environment, checked once."""
 
 from scf.config.conducting import RunSettings, StartSettings, TuneSettings
-from scf.config.doors import DoorsSection, RunpodSection, SshSection
+from scf.config.doors import DoorsSection, RaySection, RunpodSection, SshSection
 from scf.config.home import find_home, record_home
 from scf.config.settings import (
     DaemonSettings,
@@ -18,6 +18,7 @@ __all__ = [
     "DoorsSection",
     "FoundryConfig",
     "GateSettings",
+    "RaySection",
     "ReleaseSettings",
     "RunSettings",
     "RunpodSection",

@@ -40,6 +40,7 @@ class RunSettings:
         local_power_w: What this machine draws under load; 0 where nobody knows.
         ssh_power_w: What the machine of `[ssh]` draws.
         runpod_power_w: What a rented machine draws.
+        ray_power_w: What the machines of `[ray]` draw together.
     """
 
     usd_max: float = 0.0
@@ -50,6 +51,7 @@ class RunSettings:
     local_power_w: float = 0.0
     ssh_power_w: float = 0.0
     runpod_power_w: float = 0.0
+    ray_power_w: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ def conducting_rules(
             "local_power_w",
             "ssh_power_w",
             "runpod_power_w",
+            "ray_power_w",
         )
     ]
     pairs = [

@@ -1,13 +1,13 @@
 """Settings of the doors: where jobs run, in which order, and what a rented machine may cost.
 
-`[doors]`, `[ssh]` and `[runpod]` of scf.toml. No secret stands here: the RunPod API key comes from
-the environment, the keyring or a 0600 file (`scf doctor` says from which). An empty text and a zero
-mean "not set".
+`[doors]`, `[ssh]`, `[runpod]` and `[ray]` of scf.toml. No secret stands here: the RunPod API key
+comes from the environment, the keyring or a 0600 file (`scf doctor` says from which), a Ray
+cluster's token from a 0600 file. An empty text and a zero mean "not set".
 """
 
 from dataclasses import dataclass
 
-DOORS = ("local", "ssh", "runpod")
+DOORS = ("local", "ssh", "runpod", "ray")
 CLOUDS = ("SECURE", "COMMUNITY")
 ROUTES = ("graphql", "rest")
 
@@ -112,8 +112,39 @@ class RunpodSection:
     graphql: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RaySection:
+    """A LAN of one's own machines that Ray holds together (docs/operations/ray-door.md).
+
+    Attributes:
+        address: `http://HOST:8265`, the head's dashboard; empty: there is no cluster.
+        token_file: File with the cluster's token, mode 0600; empty: `ray.token` in the home.
+        nodes: Machines that train together; the one on which a job begins is the first.
+        procs: Processes on each: as many as it has GPUs, else 1.
+        cpus: CPUs that each process takes.
+        gpus: GPUs that each process takes.
+        node: Address of the machine on which jobs begin; empty: the head.
+        root: Folder on each machine for everything of ours.
+        python: The machines' Python, 3.11 or newer, with `scf[train,ray]`.
+        ports: Where the gates of jobs listen, on the machine on which they begin: FIRST-LAST.
+        look_s: Pause between looks at a running job; a lost cluster costs at most this much work.
+    """
+
+    address: str = ""
+    token_file: str = ""
+    nodes: int = 1
+    procs: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    node: str = ""
+    root: str = "~/.scf-worker"
+    python: str = "python3"
+    ports: str = "29700-29799"
+    look_s: float = 15.0
+
+
 def door_rules(
-    doors: DoorsSection, ssh: SshSection, runpod: RunpodSection
+    doors: DoorsSection, ssh: SshSection, runpod: RunpodSection, ray: RaySection
 ) -> list[tuple[str, object, bool, str]]:
     """(name, value, whether it is good, what is wanted) of each value that can be wrong."""
     order = doors.order
@@ -139,4 +170,18 @@ def door_rules(
         ("[runpod] look_s", runpod.look_s, runpod.look_s > 0, "more than 0"),
         ("[runpod] ready_s", runpod.ready_s, runpod.ready_s > 0, "more than 0"),
         ("[runpod] return_s", runpod.return_s, runpod.return_s >= 0, "0 or more"),
+        ("[ray] address", ray.address,
+         not ray.address or ray.address.startswith(("http://", "https://")), "http://HOST:8265"),
+        ("[ray] nodes", ray.nodes, ray.nodes > 0, "1 or more"),
+        ("[ray] procs", ray.procs, ray.procs > 0, "1 or more"),
+        ("[ray] cpus", ray.cpus, ray.cpus >= 0, "0 or more"),
+        ("[ray] gpus", ray.gpus, ray.gpus >= 0, "0 or more"),
+        ("[ray] ports", ray.ports, _is_range(ray.ports), "FIRST-LAST, TCP ports"),
+        ("[ray] look_s", ray.look_s, ray.look_s > 0, "more than 0"),
     ]  # fmt: skip
+
+
+def _is_range(text: str) -> bool:
+    first, _, last = text.partition("-")
+    is_told = first.isdecimal() and last.isdecimal()
+    return is_told and 0 < int(first) <= int(last) < 65536

@@ -18,7 +18,7 @@ from scf.config.conducting import (
     TuneSettings,
     conducting_rules,
 )
-from scf.config.doors import DoorsSection, RunpodSection, SshSection, door_rules
+from scf.config.doors import DoorsSection, RaySection, RunpodSection, SshSection, door_rules
 from scf.core.errors import OperatorError, UsageError
 
 CONFIG_NAME = "scf.toml"
@@ -159,6 +159,7 @@ class FoundryConfig:
     doors: DoorsSection = field(default_factory=DoorsSection)
     ssh: SshSection = field(default_factory=SshSection)
     runpod: RunpodSection = field(default_factory=RunpodSection)
+    ray: RaySection = field(default_factory=RaySection)
     start: StartSettings = field(default_factory=StartSettings)
     run: RunSettings = field(default_factory=RunSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
@@ -193,6 +194,7 @@ _SECTIONS: dict[str, type] = {
     "doors": DoorsSection,
     "ssh": SshSection,
     "runpod": RunpodSection,
+    "ray": RaySection,
     "start": StartSettings,
     "run": RunSettings,
     "tune": TuneSettings,
@@ -315,7 +317,7 @@ def _check_values(path: Path, config: FoundryConfig) -> None:
         ("[gate] looks_days", config.gate.looks_days, config.gate.looks_days > 0, "more than 0"),
         ("[release] size_max_mb", config.release.size_max_mb, config.release.size_max_mb >= 0,
          "0 or more"),
-        *door_rules(config.doors, config.ssh, config.runpod),
+        *door_rules(config.doors, config.ssh, config.runpod, config.ray),
         *conducting_rules(config.start, config.run, config.tune, config.keep),
     ]  # fmt: skip
     for name, value, is_good, wanted in rules:

@@ -20,10 +20,10 @@ from scf.config import FoundryConfig
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.errors import DoorError, ScfError
 from scf.core.units import format_bytes
-from scf.daemon.doors import account_of, box_of
+from scf.daemon.doors import account_of, box_of, cluster_of
 from scf.daemon.heartbeat import is_running
 from scf.daemon.rooms import own_drive
-from scf.dispatch.registry import LOCAL, RUNPOD, SSH, open_client
+from scf.dispatch.registry import LOCAL, RAY, RUNPOD, SSH, open_client
 from scf.dispatch.runpod_key import find_key
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -68,6 +68,8 @@ def examine(config: FoundryConfig, *, offline: bool = False) -> list[Finding]:
     findings.append(Finding("doors", OK, f"in order of preference: {', '.join(order)}"))
     if SSH in order:
         findings += _guarded("ssh door", lambda: _ssh(config, offline=offline))
+    if RAY in order:
+        findings += _guarded("ray door", lambda: _ray(config, offline=offline))
     if RUNPOD in order or config.runpod.image:
         findings += _guarded("runpod", lambda: _runpod(config, offline=offline))
     return findings
@@ -180,6 +182,21 @@ def _ssh(config: FoundryConfig, *, offline: bool) -> Iterator[Finding]:
     said = link.call("prepare", {"wanted": []}, limit_s=30.0)
     detail = f"{box.host}:{box.port} answers with its known key; Python {said.get('python')}"
     yield Finding("ssh door", OK, detail)
+
+
+def _ray(config: FoundryConfig, *, offline: bool) -> Iterator[Finding]:
+    missing = _library("httpx", "httpx", "cloud")
+    if missing.verdict != OK:
+        yield missing
+        return
+    cluster = cluster_of(config)
+    if offline:
+        yield Finding("ray door", WARN, f"{cluster.address}: not asked (--offline)")
+        return
+    from scf.dispatch.ray_jobs import open_jobs
+
+    version = open_jobs(cluster).check()
+    yield Finding("ray door", OK, f"{cluster.address} takes our token and no other; Ray {version}")
 
 
 def _runpod(config: FoundryConfig, *, offline: bool) -> Iterator[Finding]:

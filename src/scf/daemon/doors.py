@@ -16,7 +16,9 @@ from scf.core.errors import DoorUnavailable, InputError, ScfError, UsageError
 from scf.daemon.allowance import Allowance
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.local import WORKER, LocalDoor
-from scf.dispatch.registry import LOCAL, RUNPOD, SSH, BoxAccess, RunpodAccess, open_door
+from scf.dispatch.ray_access import GUIDE, RaySettings, RayToken
+from scf.dispatch.ray_nodes import RayGroup
+from scf.dispatch.registry import LOCAL, RAY, RUNPOD, SSH, BoxAccess, RunpodAccess, open_door
 from scf.dispatch.remote_state import RemoteJobs
 from scf.dispatch.rental import RunpodSettings, candidates
 from scf.dispatch.runpod_key import find_key
@@ -138,9 +140,10 @@ def open_doors(
             config.home,
             box=box_of(config) if name == SSH else None,
             runpod=access_of(config, clock, environment) if name == RUNPOD else None,
+            ray=cluster_of(config) if name == RAY else None,
         )
 
-    left_open = tuple(name for name in (SSH, RUNPOD) if _has_open_jobs(config.home, name))
+    left_open = tuple(name for name in (SSH, RUNPOD, RAY) if _has_open_jobs(config.home, name))
     return Doors(config.doors.order, open_one, clock, left_open)
 
 
@@ -187,6 +190,30 @@ def _peer(box: BoxAccess, number: int, row: str) -> BoxAccess:
         host=host,
         port=int(port or 22),
         host_keys=(f"{kind} {key}",),
+    )
+
+
+def cluster_of(config: FoundryConfig) -> RaySettings:
+    """The cluster of `[ray]`.
+
+    Raises:
+        DoorUnavailable: None is given.
+        OperatorError: Its token is not here, or others may read it.
+    """
+    given = config.ray
+    if not given.address:
+        raise DoorUnavailable("[ray] address is not set", remedy=GUIDE)
+    token_file = Path(given.token_file or config.home / "ray.token").expanduser()
+    RayToken.read(token_file)
+    return RaySettings(
+        address=given.address,
+        token_file=token_file,
+        group=RayGroup(given.nodes, given.procs, given.cpus, given.gpus),
+        node=given.node,
+        root=given.root,
+        python=given.python,
+        ports=given.ports,
+        look_s=given.look_s,
     )
 
 

@@ -25,7 +25,7 @@ from scf.core.errors import (
 from scf.daemon.advance import is_due
 from scf.daemon.attempts import MEASURE, TRAIN
 from scf.daemon.commands import CANCELS, IS_PAUSED
-from scf.daemon.doors import access_of, box_of
+from scf.daemon.doors import access_of, box_of, cluster_of
 from scf.daemon.errands import RELEASED_WEEK
 from scf.daemon.holding import Held, Holding
 from scf.daemon.novelty import novelty_of
@@ -36,7 +36,7 @@ from scf.daemon.pulse import Pulse, Signs
 from scf.daemon.rooms import Shelves, own_drive, week_of
 from scf.daemon.standing import reading_store
 from scf.daemon.triggers import is_it_time
-from scf.dispatch.registry import LOCAL, RUNPOD, SSH
+from scf.dispatch.registry import LOCAL, RAY, RUNPOD, SSH
 from scf.runs.record import Run
 from scf.runs.state import ACTIVE, State
 from scf.runs.store import RunStore
@@ -167,6 +167,8 @@ class _Looked:
                 return box_of(config)
             if name == RUNPOD:
                 return access_of(config, self._shelves.clock)
+            if name == RAY:
+                return cluster_of(config)
         except ScfError as error:
             raise DoorUnavailable(str(error), remedy=error.remedy) from error
         return name

@@ -42,6 +42,7 @@ from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.local import placement_of
 from scf.dispatch.nodes import Node
 from scf.dispatch.process import HeldFile, kill_group
+from scf.dispatch.ray_nodes import WHILE_PID, RayGroup
 from scf.storage.partitions import Folder
 
 # How often the worker looks: at its program, at the emergency lock, at its deadline.
@@ -135,6 +136,8 @@ class Worker:
         self._used_j: float | None = None
         self._machines = 1
         self._is_told_to_stop = False
+        # The gate of a Ray job: when Ray ends it, what belongs to it ends, too.
+        self._only_while = os.environ.get(WHILE_PID)
 
     def run(self, held: int) -> JobExit:
         """Do the job and write its exit record.
@@ -213,6 +216,8 @@ class Worker:
         self, child: "subprocess.Popen[bytes]", stop: _Stop, spec: JobSpec
     ) -> None:
         now = self._clock.monotonic()
+        if self._only_while is not None and str(os.getppid()) != self._only_while:
+            self._is_told_to_stop = True
         fault = self._lock.fault() if self._lock is not None else None
         if fault is not None:
             stop.reason, stop.detail = ExitReason.CANCELLED, f"emergency lock: {fault}"
@@ -393,7 +398,9 @@ def _program(module: str, *arguments: str) -> list[str]:
 
 
 def _together(module: str) -> list[str]:
-    """The program, or torchrun with it where the door told of more processes or more nodes."""
+    """The program; or torchrun or Ray Train with it, where the door told of more than a process."""
+    if (group := RayGroup.of(os.environ)) is not None:
+        return group.command(module)
     node = Node.of(os.environ, num_gpus=num_gpus())
     return _program(module) if node is None else node.command(module)
 

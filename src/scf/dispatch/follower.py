@@ -30,7 +30,7 @@ from scf.dispatch.bundle import Bundle
 from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.remote_state import CancelMark, RemoteJob, RemoteJobs, Stage, Trouble
 from scf.dispatch.returned import OutputsRefused, ReturnLimits
-from scf.dispatch.transfer import BoxFault, SshLink
+from scf.dispatch.transfer import BoxFault, Link
 from scf.storage.partitions import Folder
 
 _log = logging.getLogger(__name__)
@@ -93,14 +93,14 @@ class Machine(Protocol):
 
     def link(
         self, job_id: str, facts: Mapping[str, Any], held: tuple[int, ...] = ()
-    ) -> SshLink | None:
+    ) -> Link | None:
         """The way to the job's machine; None while there is none.
 
         Raises:
             MachineGone: There was one, and it is gone.
         """
 
-    def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
+    def release(self, job_id: str, facts: Mapping[str, Any], link: Link | None) -> bool:
         """Take away what is left of an ended job over there; whether nothing is left."""
 
     def end_at_once(self, job_id: str) -> None:
@@ -264,7 +264,7 @@ class Follower:
             return self._end(record, JobExit(ExitReason.LOST, "its bundle is gone from the box"))
         raise BoxFault(f"look: phase {str(phase)[:50]!r} is none")
 
-    def _bring(self, link: SshLink, answer: Mapping[str, Any]) -> None:
+    def _bring(self, link: Link, answer: Mapping[str, Any]) -> None:
         """Fetch what has changed; put in place what stood still since it was fetched."""
         self._jobs.check()
         path = self._bundle.path
@@ -280,7 +280,7 @@ class Follower:
             returned.install(path, small)
         self._fetched = wanted
 
-    def _return(self, record: RemoteJob, link: SshLink, answer: Mapping[str, Any]) -> float:
+    def _return(self, record: RemoteJob, link: Link, answer: Mapping[str, Any]) -> float:
         """The job has ended: fetch all that its exit record promises; the record itself last."""
         self._jobs.check()
         path = self._bundle.path
@@ -321,7 +321,7 @@ class Follower:
         self._move(record, Stage.RELEASED)
         return None
 
-    def _fetch(self, link: SshLink, sizes: Mapping[str, int]) -> None:
+    def _fetch(self, link: Link, sizes: Mapping[str, int]) -> None:
         into = self._bundle.path / returned.RETURNING_NAME
         self._asked.update(sizes)
         returned.tidy(into, self._asked)
@@ -342,7 +342,7 @@ class Follower:
                     continue
         return rows
 
-    def _reach(self, record: RemoteJob) -> SshLink:
+    def _reach(self, record: RemoteJob) -> Link:
         link = self._machine.link(self.job_id, record.facts, self._held)
         if link is None:
             raise DoorUnavailable(f"{self.job_id}: its machine cannot be reached at present")

@@ -11,6 +11,7 @@ from scf.core.errors import MissingTool, UsageError
 from scf.dispatch.dispatcher import Dispatcher
 from scf.dispatch.nodes import PROCS
 from scf.dispatch.purse import Purse
+from scf.dispatch.ray_access import GUIDE, RaySettings
 from scf.dispatch.rental import RunpodSettings
 from scf.dispatch.transfer import SshBox
 from scf.storage.partitions import Folder
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from scf.dispatch.runpod import RunpodDoor
     from scf.dispatch.runpod_client import RunpodClient
 
-LOCAL, SSH, RUNPOD = "local", "ssh", "runpod"
-NAMES = (LOCAL, SSH, RUNPOD)
+LOCAL, SSH, RUNPOD, RAY = "local", "ssh", "runpod", "ray"
+NAMES = (LOCAL, SSH, RUNPOD, RAY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def open_door(
     *,
     box: SshBox | None = None,
     runpod: RunpodAccess | None = None,
+    ray: RaySettings | None = None,
 ) -> Dispatcher:
     """Open a door, and go on with what it had open.
 
@@ -76,6 +78,7 @@ def open_door(
         home: The home.
         box: The machine, for `ssh`.
         runpod: The account, for `runpod`.
+        ray: The cluster, for `ray`.
 
     Raises:
         UsageError: There is no such door, or what it needs was not given.
@@ -100,6 +103,16 @@ def open_door(
         if runpod is None:
             raise UsageError("the runpod door needs an API key and an image")
         return open_runpod(jobs, home, runpod)
+    if name == RAY:
+        if ray is None:
+            raise UsageError("the ray door needs a cluster", remedy=GUIDE)
+        try:
+            from scf.dispatch.ray_door import RayDoor
+        except ModuleNotFoundError as error:
+            raise _no_httpx(error, name) from error
+        on_ray = RayDoor(ray, jobs, home)
+        on_ray.resume()
+        return on_ray
     raise UsageError(f"door {name!r}: one of {', '.join(NAMES)}")
 
 
@@ -108,11 +121,7 @@ def open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> "RunpodDoor":
     try:
         from scf.dispatch.runpod import RunpodDoor
     except ModuleNotFoundError as error:
-        if error.name != "httpx":
-            raise
-        raise MissingTool(
-            "the runpod door needs httpx", remedy="pip install 'scf[cloud]'"
-        ) from error
+        raise _no_httpx(error, RUNPOD) from error
     from scf.dispatch.follower import WORKER, FollowSettings
 
     # Several GPUs in a pod work together: one process each.
@@ -144,3 +153,9 @@ def open_client(access: RunpodAccess) -> "RunpodClient":
     return RunpodClient(
         ApiKey(access.key), rest=access.rest or REST, graphql=access.graphql or GRAPHQL
     )
+
+
+def _no_httpx(error: ModuleNotFoundError, name: str) -> MissingTool:
+    if error.name != "httpx":
+        raise error
+    return MissingTool(f"the {name} door needs httpx", remedy="pip install 'scf[cloud]'")

@@ -9,7 +9,7 @@ that are asked for; a lock makes sure that a job has one, whoever's it is.
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class RemoteDoor:
         home: The home; small files go to `home/NAME_jobs`.
         settings: Intervals, limits, and what is sent.
         clock: Time.
+        check: Makes sure that the programs are here which lead there.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class RemoteDoor:
         home: Path,
         settings: FollowSettings,
         clock: Clock | None = None,
+        check: Callable[[], None] = check_tools,
     ) -> None:
-        check_tools()
+        check()
         self.name = name
         self.jobs = jobs
         self._machine = machine

@@ -130,6 +130,14 @@ def start(place: Place, request: Json) -> Json:
         os.close(descriptor)
 
 
+def lay(place: Place, request: Json) -> Json:
+    """Make the job's bundle, and start nothing: on a node that trains with the job's own."""
+    job = place.job(request)
+    if not job.exists():
+        _make_bundle(place, job, request)
+    return {"bundle": str(job)}
+
+
 def look(place: Place, request: Json) -> Json:
     """Where the job is, and what lies in its bundle. Changes nothing."""
     job = place.job(request)
@@ -215,6 +223,7 @@ REQUESTS: dict[str, Callable[[Place, Json], Json]] = {
     "prepare": prepare,
     "receive": receive,
     "start": start,
+    "lay": lay,
     "look": look,
     "cancel": cancel,
     "forget": forget,

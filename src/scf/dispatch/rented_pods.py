@@ -28,7 +28,7 @@ from scf.dispatch.runpod_client import RunpodClient
 from scf.dispatch.runpod_errors import CreateUnknown, NotPlaced
 from scf.dispatch.runpod_model import CLUSTER_PODS_MAX, GpuOffer, PodStatus
 from scf.dispatch.sweeping import name_prefix, strays, sweep
-from scf.dispatch.transfer import BoxUnreachable, SshLink
+from scf.dispatch.transfer import BoxUnreachable, Link, SshLink
 
 # A pod may be ended a little late: this much more is promised for each.
 OVERRUN_S = 300.0
@@ -135,7 +135,7 @@ class RentedPods:
                     raise MachineGone(f"{what}: {loss}")
         return self._access.link(job_id, facts, held)
 
-    def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
+    def release(self, job_id: str, facts: Mapping[str, Any], link: Link | None) -> bool:
         del facts, link
         record = self._book.read(job_id)
         if record is None:

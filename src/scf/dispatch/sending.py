@@ -16,7 +16,7 @@ from scf.dispatch.job import JobExit
 from scf.dispatch.packing import Carried, Packing, pack
 from scf.dispatch.remote_agent import EXIT_MAX_BYTES
 from scf.dispatch.returned import OutputsRefused
-from scf.dispatch.transfer import BoxFault, SshLink
+from scf.dispatch.transfer import BoxFault, Link
 from scf.dispatch.wheel import keep_wheel
 
 PYTHON_MIN = (3, 11)
@@ -45,7 +45,7 @@ class Sent:
 
 
 def send(
-    link: SshLink,
+    link: Link,
     bundle: Bundle,
     *,
     staging: Path,
@@ -82,7 +82,7 @@ def send(
 
 
 def start(
-    link: SshLink, sent: Sent, *, worker: Sequence[str], environment: Mapping[str, str]
+    link: Link, sent: Sent, *, worker: Sequence[str], environment: Mapping[str, str]
 ) -> dict[str, Any]:
     """Start the worker, or find it started; what to say of its place.
 
@@ -122,7 +122,7 @@ def exit_of(encoded: Any) -> JobExit:
 
 
 def _checked(
-    link: SshLink, ready: Mapping[str, Any], contents: Mapping[str, Carried]
+    link: Link, ready: Mapping[str, Any], contents: Mapping[str, Carried]
 ) -> list[Carried]:
     box = link.box.name
     try:
@@ -147,7 +147,7 @@ def _checked(
     return missing
 
 
-def _send_batch(link: SshLink, batch: Sequence[Carried], staging: Path) -> None:
+def _send_batch(link: Link, batch: Sequence[Carried], staging: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     for row in batch:

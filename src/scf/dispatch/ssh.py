@@ -15,7 +15,7 @@ from scf.dispatch.follower import FollowSettings
 from scf.dispatch.group_link import GroupLink
 from scf.dispatch.job import JobSpec
 from scf.dispatch.remote import RemoteDoor, sender_of
-from scf.dispatch.transfer import BoxFault, SshBox, SshLink
+from scf.dispatch.transfer import BoxFault, Link, SshBox, SshLink
 from scf.storage.partitions import Folder
 
 
@@ -82,7 +82,7 @@ class _OwnBox:
         del job_id, facts
         return self._link(held)
 
-    def release(self, job_id: str, facts: Mapping[str, Any], link: SshLink | None) -> bool:
+    def release(self, job_id: str, facts: Mapping[str, Any], link: Link | None) -> bool:
         del facts
         return link is not None and bool(link.call("forget", {"job_id": job_id})["forgotten"])
 

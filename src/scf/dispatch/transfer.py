@@ -14,11 +14,11 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scf.core.canonical import canonical_json, parse_json
 from scf.core.errors import (
@@ -107,6 +107,36 @@ class SshBox:
                 remedy="On the box: `cat /etc/ssh/ssh_host_ed25519_key.pub`; give the first two "
                 "words. scf never trusts a machine because it answered first.",
             )
+
+
+class Box(Protocol):
+    """What has to be known of a machine, whichever way leads there."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def cache_max_bytes(self) -> int | None: ...
+
+
+class Link(Protocol):
+    """A way to another machine: `SshLink` says what each promises."""
+
+    @property
+    def box(self) -> Box: ...
+
+    def call(
+        self, verb: str, request: dict[str, Any], *, limit_s: float = 60.0
+    ) -> dict[str, Any]: ...
+
+    def push(self, staged: Path, *, size_bytes: int) -> None: ...
+
+    def pull(
+        self, job_id: str, names: Mapping[str, int], into: Path, *, size_bytes: int
+    ) -> None: ...
 
 
 @dataclass

@@ -86,6 +86,8 @@ class Peers:
     def join(cls, environment: Mapping[str, str], *, limit_s: float) -> "Peers":
         """Meet the processes that torchrun started with this one; alone where it started none.
 
+        Where this process has met them already (Ray Train introduces its own), that stands.
+
         Raises:
             UsageError: The environment is torchrun's, but a variable is missing or no number.
             PeerLost: Not all came within `limit_s`.
@@ -114,8 +116,9 @@ class Peers:
         )
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with peers.waiting(f"meeting at {address}"):
-            limit = dt.timedelta(seconds=limit_s)
-            dist.init_process_group(backend, timeout=limit, rank=rank, world_size=world_size)
+            if not dist.is_initialized():
+                limit = dt.timedelta(seconds=limit_s)
+                dist.init_process_group(backend, timeout=limit, rank=rank, world_size=world_size)
             peers.agree(0.0)
         return peers
 

@@ -114,10 +114,20 @@ class Interrupted(Exception):
 
 @dataclass
 class StopSignal:
-    """SIGTERM and SIGINT, remembered until the step is done."""
+    """SIGTERM and SIGINT, remembered until the step is done.
 
-    is_set: bool = False
+    Attributes:
+        file: Stands for a signal in a thread, which hears none: set once this file is there. It
+            ends no work in its middle.
+    """
+
+    file: Path | None = None
+    _was_heard: bool = False
     _may_interrupt: bool = False
+
+    @property
+    def is_set(self) -> bool:
+        return self._was_heard or (self.file is not None and self.file.exists())
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -139,7 +149,7 @@ class StopSignal:
             signal.signal(number, self._remember)
 
     def _remember(self, _number: int, _frame: object) -> None:
-        self.is_set = True
+        self._was_heard = True
         if self._may_interrupt:
             self._may_interrupt = False
             raise Interrupted

@@ -255,11 +255,17 @@ def _calibrate(energy: RecordEnergy, config: TrainConfig, device: torch.device) 
     model.cpu()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
+def main(arguments: Sequence[str] | None = None, *, stop_file: Path | None = None) -> int:
+    """Run from the command line; returns the exit code.
+
+    Args:
+        arguments: In place of those of the process.
+        stop_file: In a thread, which hears no signals: the run ends once this file is there.
+    """
     options = _parser().parse_args(arguments)
-    stop = StopSignal()
-    stop.listen()
+    stop = StopSignal(stop_file)
+    if stop_file is None:
+        stop.listen()
     notes, peers = Notes(options.progress, every_step=options.every_step), ALONE
     try:
         from scf.training.fossils import open_source
