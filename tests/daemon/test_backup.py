@@ -200,7 +200,7 @@ def test_the_commands(
     secret.chmod(0o644)
     assert made.cli("backup", "--to", target, "--passphrase-file", str(secret)) == 2
     secret.chmod(0o600)
-    assert made.cli("backup", "--to", target, "--passphrase-file", str(secret)) == 0
+    assert made.cli("backup", "--to", target, "--plain", "--passphrase-file", str(secret)) == 0
     assert len(snapshots(FolderPlace(tmp_path / "copy").names())) == 1
     new = Works.__new__(Works)
     new.base, new.settings = tmp_path / "new", {}

@@ -5,6 +5,7 @@ Real ones: an sshd on loopback with rsync, a server that speaks S3, restic.
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ from scf.dispatch.places import (
     ResticPlace,
     S3Place,
     SshPlace,
+    choose_place,
     open_place,
 )
 from support.conducting import Works
-from support.ssh_boxes import session_sshd
+from support.ssh_boxes import session_sshd, start_sshd
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -73,33 +75,61 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         speaking.stop()
 
 
-@pytest.fixture(params=["folder", "ssh", "s3", "restic"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path | None]:
-    if request.param == "ssh":
+@dataclass
+class Where:
+    """A place as an operator names it, and what it comes to be."""
+
+    name: str
+    kind: type
+    options: list[str]
+    ssh_config: Path | None = None
+
+    @property
+    def place(self) -> Place:
+        return choose_place(
+            self.name,
+            secret=PASSPHRASE,
+            ssh_config=self.ssh_config,
+            is_plain="--plain" in self.options,
+        )
+
+
+PLAIN = {"folder": FolderPlace, "ssh": SshPlace, "s3": S3Place}
+
+
+@pytest.fixture(params=["folder", "ssh", "s3", "restic", "plain ssh", "plain s3"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
+    """Each place as it comes to be where restic is installed, and as it is without."""
+    kind = request.param.removeprefix("plain ")
+    is_plain = request.param != kind
+    if not is_plain and shutil.which("restic") is None:
+        pytest.skip("restic is not installed (apt-get install restic)")
+    found = Where(str(tmp_path / "copy"), PLAIN[kind] if is_plain else ResticPlace,
+                  ["--plain"] if is_plain else [])  # fmt: skip
+    if kind == "ssh":
         box = session_sshd().box(tmp_path / "box")
-        config = request.getfixturevalue("ssh_config")
-        return f"ssh://{box.user}@{box.host}:{box.port}{tmp_path}/copy", config
-    if request.param == "s3":
-        return request.getfixturevalue("bucket"), None
-    if request.param == "restic":
-        if shutil.which("restic") is None:
-            pytest.skip("restic is not installed (apt-get install restic)")
-        return f"restic:{tmp_path / 'repository'}", None
-    return str(tmp_path / "copy"), None
+        found.ssh_config = request.getfixturevalue("ssh_config")
+        found.name = f"ssh://{box.user}@{box.host}:{box.port}{tmp_path}/copy"
+        found.options += ["--ssh-config", str(found.ssh_config)]
+    elif kind == "s3":
+        found.name = request.getfixturevalue("bucket")
+    elif kind == "restic":
+        found.name = f"restic:{tmp_path / 'repository'}"
+    return found
 
 
 def test_a_foundry_comes_back_from_there_by_the_commands_of_an_operator(
-    made: Works, where: tuple[str, Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Works, where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two backups, of which the second copies nothing twice; then an empty machine goes on."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    target, config = where
     secret = tmp_path / "passphrase"
     secret.touch(mode=0o600)
     secret.write_text(f"{PASSPHRASE}\n")
-    options = ["--passphrase-file", str(secret), *(["--ssh-config", str(config)] if config else [])]
-    assert made.cli("backup", "--to", target, "--with-vault", *options) == 0
-    place = open_place(target, secret=PASSPHRASE, ssh_config=config)
+    options = ["--passphrase-file", str(secret), *where.options]
+    assert made.cli("backup", "--to", where.name, "--with-vault", *options) == 0
+    place = where.place
+    assert isinstance(place, where.kind)
     before = place.names()
     again = save(made.config, place, passphrase=PASSPHRASE, with_vault=True, clock=SystemClock())
     assert again.new_bytes < 50_000  # settings of the daemon that changed, at most
@@ -108,7 +138,7 @@ def test_a_foundry_comes_back_from_there_by_the_commands_of_an_operator(
 
     works = Works.__new__(Works)
     works.base, works.settings = tmp_path / "new", {}
-    restoring = ["restore", "--from", target, "--root", str(works.root), *options]
+    restoring = ["restore", "--from", where.name, "--root", str(works.root), *options]
     assert works.cli(*restoring) == 0
 
     assert [run.to_json() for run in works.runs()] == [run.to_json() for run in made.runs()]
@@ -140,7 +170,7 @@ def test_content_that_was_changed_there_is_noticed(
 class Cut:
     """A place whose link is cut in the middle of a transfer, once."""
 
-    folder_here = None
+    folder_here = lies_in = None
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -215,7 +245,9 @@ def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
 def test_another_password_opens_no_restic_repository(tmp_path: Path) -> None:
     if shutil.which("restic") is None:
         pytest.skip("restic is not installed (apt-get install restic)")
-    ResticPlace(str(tmp_path / "r"), PASSPHRASE).names()
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "x").write_text("x")
+    ResticPlace(str(tmp_path / "r"), PASSPHRASE).put(tmp_path / "source", ["x"])
     with pytest.raises(PlaceFault):
         ResticPlace(str(tmp_path / "r"), "another one altogether").names()
 
@@ -233,3 +265,50 @@ def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_path_with_a_colon_is_a_folder(tmp_path: Path) -> None:
     assert open_place(str(tmp_path / "a:b")) == FolderPlace(tmp_path / "a:b")
     assert isinstance(open_place("ssh://u@h:22/srv/x"), SshPlace)
+
+
+def test_what_was_begun_is_gone_on_with(made: Works, tmp_path: Path) -> None:
+    """Files of ours stay files of ours, with restic installed; and looking makes no repository."""
+    if shutil.which("restic") is None:
+        pytest.skip("restic is not installed (apt-get install restic)")
+    target = str(tmp_path / "copy")
+    assert choose_place(target, secret=PASSPHRASE).names() == set()
+    assert not (tmp_path / "copy").exists()
+    save(made.config, FolderPlace(tmp_path / "copy"), passphrase=PASSPHRASE, with_vault=False,
+         clock=SystemClock())  # fmt: skip
+
+    assert choose_place(target, secret=PASSPHRASE) == FolderPlace(tmp_path / "copy")
+
+
+def test_an_ssh_server_without_sftp_gets_files_of_ours(ssh_config: Path, tmp_path: Path) -> None:
+    """restic goes there by sftp alone; rsync needs no more than a shell."""
+    if shutil.which("restic") is None:
+        pytest.skip("restic is not installed (apt-get install restic)")
+    server = start_sshd(tmp_path / "sshd", has_sftp=False)
+    try:
+        box = server.box(tmp_path / "box")
+        (tmp_path / "known").write_text(f"[{box.host}]:{box.port} {box.host_keys[0]}\n")
+        text = ssh_config.read_text()
+        identity = next(line for line in text.splitlines() if "IdentityFile" in line)
+        ssh_config.write_text(text.replace(identity, f" IdentityFile {box.identity}"))
+        where = f"ssh://{box.user}@{box.host}:{box.port}{tmp_path}/copy"
+        place = choose_place(where, secret=PASSPHRASE, ssh_config=ssh_config)
+    finally:
+        server.stop()
+
+    assert isinstance(place, SshPlace)
+
+
+def test_without_restic_a_folder_holds_files_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    assert choose_place(str(tmp_path), secret=PASSPHRASE) == FolderPlace(tmp_path)
+
+
+def test_a_repository_inside_the_foundry_is_refused(made: Works) -> None:
+    if shutil.which("restic") is None:
+        pytest.skip("restic is not installed (apt-get install restic)")
+    with pytest.raises(UsageError, match="one drive is one failure"):
+        save(made.config, choose_place(str(made.root / "copy"), secret=PASSPHRASE),
+             passphrase=PASSPHRASE, with_vault=False, clock=SystemClock())  # fmt: skip

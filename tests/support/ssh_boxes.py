@@ -102,6 +102,7 @@ def start_sshd(
     authorised: str | None = None,
     environment: Mapping[str, str] | None = None,
     is_pod: bool = False,
+    has_sftp: bool = True,
 ) -> Sshd:
     """Start a server; the test is skipped, with the reason, where that cannot be had.
 
@@ -113,6 +114,7 @@ def start_sshd(
         authorised: Public key that may log in; by default a new one, `id` in the folder.
         environment: Variables of whatever is run over ssh.
         is_pod: Commands begin in `folder`, so that relative paths are this machine's own.
+        has_sftp: It serves files, too.
     """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     for program in ("sshd", "ssh", "ssh-keygen", "rsync"):
@@ -139,6 +141,7 @@ def start_sshd(
         "PermitRootLogin prohibit-password\nClientAliveInterval 20\nMaxStartups 100\nUseDNS no\n"
         # The login shell reads its start-up files there, and not those of whoever runs the tests.
         f"SetEnv HOME={folder}{more}\n"
+        + ("Subsystem sftp internal-sftp\n" if has_sftp else "")
         + (f'ForceCommand cd {folder} && eval "$SSH_ORIGINAL_COMMAND"\n' if is_pod else "")
     )
     sshd = Sshd(folder, port, host, netns)

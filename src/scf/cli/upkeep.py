@@ -32,6 +32,9 @@ PASSPHRASE_OPTION = click.option(
     help="Its first line protects the keys. Without it you are asked.",
 )
 
+PLAIN_OPTION = click.option(
+    "--plain", "is_plain", is_flag=True, help="Files of scf's own, even where restic is installed."
+)
 SSH_OPTION = click.option(
     "--ssh-config",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -119,6 +122,7 @@ def service_status(context: Context, as_json: bool) -> None:
 @SSH_OPTION
 @PASSPHRASE_OPTION
 @click.option("--with-vault", is_flag=True, help="The fossils, too.")
+@PLAIN_OPTION
 @json_option
 @common_options
 def backup(
@@ -127,18 +131,20 @@ def backup(
     ssh_config: Path | None,
     passphrase_file: Path | None,
     with_vault: bool,
+    is_plain: bool,
     as_json: bool,
 ) -> None:
     """Copy home, keys (encrypted), audit log, proofs, zoo and releases to another place.
 
     A second backup to the same place copies only what is new; one that was cut off is gone on with.
-    Works beside a running daemon.
+    Works beside a running daemon. Where restic is installed, a place that is new becomes a restic
+    repository, encrypted as a whole.
     """
     from scf.daemon.backup import save
-    from scf.dispatch.places import open_place
+    from scf.dispatch.places import choose_place
 
     passphrase = _passphrase(passphrase_file, confirm=True)
-    place = open_place(target, secret=passphrase, ssh_config=ssh_config)
+    place = choose_place(target, secret=passphrase, ssh_config=ssh_config, is_plain=is_plain)
     saved = save(context.config, place, passphrase=passphrase, with_vault=with_vault,
                  clock=SystemClock(), talk=talk)  # fmt: skip
     if as_json:
@@ -157,6 +163,7 @@ def backup(
 @SSH_OPTION
 @click.option("--snapshot", default=None, help="Its name (default: the newest).")
 @PASSPHRASE_OPTION
+@PLAIN_OPTION
 @json_option
 @common_options
 def restore(
@@ -165,6 +172,7 @@ def restore(
     ssh_config: Path | None,
     snapshot: str | None,
     passphrase_file: Path | None,
+    is_plain: bool,
     as_json: bool,
 ) -> None:
     """Bring a backup back to an empty home and an empty drive: `--home DIR --root DRIVE`.
@@ -173,11 +181,11 @@ def restore(
     against the foundry's key.
     """
     from scf.daemon.restoring import restore as bring_back
-    from scf.dispatch.places import open_place
+    from scf.dispatch.places import choose_place
 
     root = context.config.need_root()
     passphrase = _passphrase(passphrase_file, confirm=False)
-    place = open_place(source, secret=passphrase, ssh_config=ssh_config)
+    place = choose_place(source, secret=passphrase, ssh_config=ssh_config, is_plain=is_plain)
     done = bring_back(place, home=context.home, root=root, snapshot=snapshot, talk=talk,
                       passphrase=passphrase)  # fmt: skip
     remember(context.home)

@@ -125,10 +125,9 @@ def save(
 
 
 def _require_elsewhere(place: Place, home: Path, root: Path) -> None:
-    folder = place.folder_here
-    if folder is None:
+    if place.lies_in is None:
         return
-    target = folder.resolve()
+    target = place.lies_in.resolve()
     if any(target.is_relative_to(part.resolve()) for part in (home, root)):
         raise UsageError(
             f"{target} lies inside the foundry: one drive is one failure",

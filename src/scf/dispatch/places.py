@@ -5,6 +5,9 @@
     s3://bucket/prefix                 needs boto3 (extra `[s3]`); credentials as boto3 finds them
     restic:REPOSITORY                  needs restic; REPOSITORY as restic writes it
 
+Where restic is installed, the first three hold a restic repository too, unless they hold files of
+ours already (`choose_place`).
+
 A place holds files by name and is told nothing else: what they mean, and whether they are what they
 were, is the matter of `daemon.backup`. A file is at its name whole or not at all.
 """
@@ -42,7 +45,11 @@ class Place(Protocol):
 
     @property
     def folder_here(self) -> Path | None:
-        """The folder itself, where it is one of this machine's: its files need not be fetched."""
+        """The folder itself, where its files are on this machine and need not be fetched."""
+
+    @property
+    def lies_in(self) -> Path | None:
+        """The folder of this machine that it lies in, in whatever form."""
 
     def names(self) -> set[str]:
         """Every file there.
@@ -95,6 +102,43 @@ def open_place(where: str, *, secret: str = "", ssh_config: Path | None = None) 
     return FolderPlace(Path(where).expanduser())
 
 
+def choose_place(
+    where: str, *, secret: str = "", ssh_config: Path | None = None, is_plain: bool = False
+) -> Place:
+    """The place that `where` names, as a restic repository where restic is installed.
+
+    What was begun is gone on with: a place that holds files of ours stays as it is. They are also
+    what a new place holds where restic is not installed, where it cannot get to (an ssh server
+    without sftp), or where `is_plain` says so.
+
+    Raises:
+        UsageError, MissingTool: As `open_place`.
+        DoorError: It could not be asked what is there.
+    """
+    if is_plain or where.startswith("restic:") or shutil.which("restic") is None:
+        return open_place(where, secret=secret, ssh_config=ssh_config)
+    try:
+        plain = open_place(where, secret=secret, ssh_config=ssh_config)
+    except MissingTool:  # boto3: restic can do without
+        return ResticPlace(_s3_for_restic(where), secret)
+    if any(name.startswith("objects/") for name in plain.names()):
+        return plain
+    if isinstance(plain, FolderPlace):
+        return ResticPlace(str(plain.folder), secret)
+    if isinstance(plain, SshPlace):
+        repository, options = plain.for_restic()
+        restic = ResticPlace(repository, secret, options)
+        return restic if restic.is_reached() else plain
+    return ResticPlace(_s3_for_restic(where), secret)
+
+
+def _s3_for_restic(where: str) -> str:
+    """The bucket as restic writes it; the endpoint from where boto3 has it, too."""
+    parts = urlsplit(where)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return f"s3:{endpoint or 'https://s3.amazonaws.com'}/{parts.netloc}{parts.path}"
+
+
 @dataclass(frozen=True)
 class FolderPlace:
     """A folder of this machine, on another disk."""
@@ -103,6 +147,10 @@ class FolderPlace:
 
     @property
     def folder_here(self) -> Path | None:
+        return self.folder
+
+    @property
+    def lies_in(self) -> Path | None:
         return self.folder
 
     def names(self) -> set[str]:
@@ -145,6 +193,7 @@ class SshPlace:
     folder: PurePosixPath
     config: Path | None = None
     folder_here: None = None
+    lies_in: None = None
 
     @classmethod
     def of(cls, where: str, config: Path | None) -> "SshPlace":
@@ -159,6 +208,11 @@ class SshPlace:
                 remedy="Keys and passwords are the matter of ssh: `ssh user@host` must just work.",
             )
         return cls(host, parts.port, folder, config)
+
+    def for_restic(self) -> tuple[str, tuple[str, ...]]:
+        """(repository, options) with which restic finds this folder, by the same ssh."""
+        command = shlex.join([*self._ssh(), self.host, "-s", "sftp"])
+        return f"sftp:{self.host}:{self.folder}", ("-o", f"sftp.command={command}")
 
     def names(self) -> set[str]:
         folder = shlex.quote(str(self.folder))
@@ -209,6 +263,7 @@ class S3Place:
     """A prefix of a bucket. Endpoint and credentials are found as boto3 finds them."""
 
     folder_here = None
+    lies_in = None
 
     def __init__(self, client: Any, bucket: str, prefix: str) -> None:
         self._client = client
@@ -269,6 +324,10 @@ class S3Place:
             raise PlaceFault(f"{where}: {error}") from error
 
 
+# What restic exits with from version 0.17 on; before, its words must do.
+_NO_REPOSITORY = 10
+
+
 class ResticPlace:
     """A restic repository: each `put` is one snapshot of it, with the tag `scf`.
 
@@ -278,26 +337,36 @@ class ResticPlace:
 
     folder_here = None
 
-    def __init__(self, repository: str, secret: str) -> None:
+    def __init__(self, repository: str, secret: str, options: Sequence[str] = ()) -> None:
+        """`options` are restic's own, for its backend."""
         if shutil.which("restic") is None:
             raise MissingTool("restic is not installed", remedy="Install restic, or name a folder.")
         if not repository or repository.startswith("-"):
             raise UsageError(f"restic:{repository}: no repository")
         self._repository = repository
         self._secret = secret
+        self._options = options
         self._where: dict[str, str] = {}
+        self._made = False
+
+    @property
+    def lies_in(self) -> Path | None:
+        is_remote = re.match(r"[a-z0-9]+:", self._repository) is not None
+        return None if is_remote else Path(self._repository)
 
     def names(self) -> set[str]:
-        if self._restic(["cat", "config"], check=False) is None:
-            self._restic(["init"])
         self._where = {}
-        listed = self._restic(["snapshots", "--tag", "scf", "--json"]) or b"[]"
+        if not self._is_made():
+            return set()
+        listed = self._restic(["snapshots", "--tag", "scf", "--json"])
         for snapshot in json.loads(listed):
             for name in self._names_in(str(snapshot["id"]), snapshot["paths"]):
                 self._where[name] = str(snapshot["id"])
         return set(self._where)
 
     def put(self, source: Path, names: Sequence[str]) -> None:
+        if not self._is_made():
+            self._restic(["init"])
         with tempfile.NamedTemporaryFile("wb") as wanted:
             wanted.write("".join(f"{name}\0" for name in names).encode())
             wanted.flush()
@@ -317,6 +386,27 @@ class ResticPlace:
                 self._restic(["restore", snapshot, "--target", scratch, *includes])
                 self._take(Path(scratch), wanted, into)
 
+    def is_reached(self) -> bool:
+        """False where the other machine's ssh server has no sftp, by which restic goes there."""
+        try:
+            self._is_made()
+        except PlaceFault as fault:
+            if "subsystem request failed" not in str(fault):
+                raise
+            return False
+        return True
+
+    def _is_made(self) -> bool:
+        """Whether there is a repository, which this password opens. Reading makes none."""
+        if not self._made:
+            done = self._run(["cat", "config"])
+            said = done.stderr.decode(errors="replace")
+            is_absent = done.returncode == _NO_REPOSITORY or "unable to open config file" in said
+            if done.returncode != 0 and not is_absent:
+                raise PlaceFault(f"{self._repository}: {said.strip()[-500:] or done.returncode}")
+            self._made = done.returncode == 0
+        return self._made
+
     def _take(self, scratch: Path, names: Iterable[str], into: Path) -> None:
         found = {path.name: path for path in scratch.rglob("*") if path.is_file()}
         for name in names:
@@ -327,7 +417,7 @@ class ResticPlace:
             path.replace(into / name)
 
     def _names_in(self, snapshot: str, paths: Sequence[str]) -> Iterator[str]:
-        listed = self._restic(["ls", "--json", snapshot]) or b""
+        listed = self._restic(["ls", "--json", snapshot])
         for line in listed.splitlines():
             node = json.loads(line)
             match = re.search(r"(?:objects/[0-9a-f]{2}/[0-9a-f]{64}|snapshots/[^/]+\.json)$",
@@ -335,24 +425,25 @@ class ResticPlace:
             if node.get("type") == "file" and match:
                 yield match[0]
 
-    def _restic(
-        self, arguments: Sequence[str], *, at: Path | None = None, check: bool = True
-    ) -> bytes | None:
+    def _restic(self, arguments: Sequence[str], *, at: Path | None = None) -> bytes:
+        done = self._run(arguments, at=at)
+        if done.returncode == 0:
+            return done.stdout
+        said = done.stderr.decode(errors="replace").strip()[-500:]
+        raise PlaceFault(f"restic {arguments[0]}: {said or done.returncode}")
+
+    def _run(
+        self, arguments: Sequence[str], *, at: Path | None = None
+    ) -> "subprocess.CompletedProcess[bytes]":
         command = ["restic", "--repo", self._repository, "--password-file", "/dev/stdin",
-                   "--quiet", *arguments]  # fmt: skip
+                   "--quiet", *self._options, *arguments]  # fmt: skip
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 command, input=self._secret.encode(), cwd=at, capture_output=True,
                 timeout=TRANSFER_MAX_S, check=False, env=os.environ,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise PlaceFault(f"restic took longer than {TRANSFER_MAX_S:g} s") from error
-        if done.returncode == 0:
-            return done.stdout
-        if not check:
-            return None
-        said = done.stderr.decode(errors="replace").strip()[-500:]
-        raise PlaceFault(f"restic {arguments[0]}: {said or done.returncode}")
 
 
 def _names_below(folder: Path) -> Iterator[str]:
