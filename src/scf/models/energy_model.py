@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from scf.core.errors import UsageError
 from scf.models.bounds import Bounds
+from scf.models.clusters import Clusters
 from scf.models.encoder import PhysicsEncoder
 from scf.models.evidence import Evidence
 from scf.models.frame import FULL_COVARIANCE_SIZE_MAX, Frame, LinearGaussian, waves_of
@@ -69,6 +70,7 @@ class NetworkConfig:
             (`models/images.py`); "" for none.
         evidence: Names of constraints whose residual is a term of the energy
             (`models/evidence.py`), with commas; "" for none.
+        clusters: Gaussians of the mixture that an mlp departs from (`models/clusters.py`); 0: one.
     """
 
     width: int = 128
@@ -81,6 +83,7 @@ class NetworkConfig:
     has_bounds: bool = False
     evidence: str = ""
     averaged: str = ""
+    clusters: int = 0
 
 
 class BodyDoesNotFit(UsageError):
@@ -158,6 +161,11 @@ class EnergyModel(nn.Module):
         named = set(filter(None, config.evidence.split(",")))
         counted = tuple(c for c in constraints if c.name in named)
         self.evidence = Evidence(layout, counted) if counted else None
+        self.clusters = Clusters(config.clusters, layout.size) if config.clusters else None
+        if self.clusters is not None and (layout.given or self.images or config.body == LATTICE):
+            raise BodyDoesNotFit(
+                "clusters need an mlp, records without given fields, and no symmetry"
+            )
         self.embedding = NoiseEmbedding()
         self.body: ResidualMLP | LatticeNet
         self.site_body: ResidualMLP | None = None
@@ -216,10 +224,18 @@ class EnergyModel(nn.Module):
     def correction(self, z_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor) -> Tensor:
         """How far E lies below the Gaussian's, in nats, (B,): a(sigma) G - offset(sigma).
 
+        And how far the mixture does, where the model departs from one.
+
         Where symmetries are had by averaging, the mean over all images of the record.
         """
         if self.images is None:
-            return self._correction(z_BD, log_sigma_B, c_BK)
+            correction_B = self._correction(z_BD, log_sigma_B, c_BK)
+            if self.clusters is None:
+                return correction_B
+            # The single Gaussian's energy is what callers add.
+            sigma_B = log_sigma_B.exp()
+            one_B = self.base.energy(z_BD, sigma_B, c_BK)[0]
+            return correction_B + one_B - self.clusters.energy(z_BD, sigma_B)[0]
         num = self.images.num
         value_N = self._correction(
             self.images.of(z_BD), log_sigma_B.repeat(num), c_BK.repeat(num, 1)
@@ -322,6 +338,9 @@ class EnergyModel(nn.Module):
             (gradient_BD, noise_slope_B), correction_B = derived(z_BD, sigma_B.log())
             return _below(base, Derivatives(correction_B, gradient_BD, noise_slope_B))
         if self.has_explicit_adjoint and self.images is None and self.body_dtype is None:
+            if self.clusters is not None:
+                with torch.no_grad():
+                    base = Derivatives(*self.clusters.energy(z_BD, sigma_B))
             return _below(base, self._explicit(z_BD, sigma_B.log(), c_BK, create_graph))
         with torch.enable_grad():
             z_BD = z_BD.detach().requires_grad_()

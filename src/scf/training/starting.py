@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scf.core.errors import InputError, MissingTool, UsageError
+from scf.models.clusters import fit_clusters
 from scf.models.energy_model import LATTICE, MLP, BodyDoesNotFit, EnergyModel, NetworkConfig
 from scf.models.frame import Symmetry
 from scf.models.lattice import levels_for
@@ -167,6 +168,10 @@ def starting_energy(
         true_score_ND = model_rows(frame, data.rows).true_score_ND
         assert true_score_ND is not None
         model.base.load_true_score(true_score_ND)
+    if model.clusters is not None:
+        z_ND = model_rows(frame, data.rows if data.rows is not None else data.validation).z_ND
+        seed = seed_of(config.seed, "clusters", 0)
+        model.clusters.load(fit_clusters(z_ND.double().numpy(), config.clusters, seed=seed))
     if model.evidence is not None:
         z_ND, c_NK, _ = model_rows(frame, data.rows if data.rows is not None else data.validation)
         model.evidence.load(model.encoder, model.base, z_ND, c_NK, config.residual_weight)
@@ -201,7 +206,10 @@ def network_for(
             has_bounds=_has_bounds(config, data.layout, like),
             evidence=_evidence(config, data.layout, like),
             averaged=_averaged(config, {"sign", "rotation"}, like),
+            clusters=config.clusters,
         )
+    if config.clusters:
+        raise BodyDoesNotFit("clusters are built into an mlp only")
     is_same = config.symmetry == "auto" and is_periodic and data.moments.looks_stationary()
     if config.symmetry == "auto" and like is not None:
         is_same = like.translation_symmetric

@@ -61,6 +61,9 @@ class TrainConfig:
             not.
         residual_weight: Above 0, known residuals (`models/laws.py`) are a term of the energy: 1
             takes each tolerance as a standard deviation. 0 leaves them to the data.
+        clusters: Above 0, an mlp departs from a mixture of so many Gaussians in place of one,
+            fitted to the fossils: for groups of unequal width in many dimensions
+            (`models/clusters.py`).
         batch_size: Fossils for one step.
         microbatch: Rows in one pass of a process; a minibatch is computed in so many parts. 0 takes
             all at once. Where memory is short it is halved until a pass fits. The gradient is the
@@ -132,6 +135,7 @@ class TrainConfig:
     symmetry: str = "auto"
     bounds: str = "auto"
     residual_weight: float = 0.0
+    clusters: int = 0
     batch_size: int = 128
     microbatch: int = 0
     precision: str = "fp32"
@@ -184,6 +188,7 @@ class TrainConfig:
         for name in (
             "site_width",
             "residual_weight",
+            "clusters",
             "field_levels",
             "weight_decay",
             "dual_weight",
