@@ -7,10 +7,12 @@ no density over the plane; noise makes one,
     p(y; sigma) = (1/Z) integral of exp(-S) prod_i N(y_i; u(theta_i), sigma^2) dtheta,
 
 and the integral is the partition function of the same lattice in a field h_i = y_i / sigma^2 on
-each site. It is taken by annealed importance sampling (Neal 2001) in the coupling: without coupling
-the angles are independent von Mises variables with the normaliser 2 pi I_0(|h_i|), and each move on
+each site. It is taken by annealed importance sampling (Neal 2001), from angles that are
+independent in the mean field g_i = h_i + beta sum of the neighbours' means (von Mises variables,
+normaliser 2 pi I_0(|g_i|)) to the lattice itself: g - h fades as the coupling grows. Each move on
 the way is a heat bath, exact site by site. The spread of the weights is the standard error. Z is
-the same with h = 0. (In one dimension all this has a closed form: `reference_rotors`.)
+the same with h = 0.
+(In one dimension all this has a closed form: `reference_rotors`.)
 """
 
 from collections.abc import Mapping
@@ -29,6 +31,7 @@ Complex = NDArray[np.complex128]
 # A chain gives one record in so many sweeps; it begins with so many.
 _APART, _BURN_IN = 5, 60
 _CHAINS_MAX = 2048
+_MEAN_FIELD_STEPS = 40
 # Sweeps over which the mean of a posterior is taken, after the last level.
 _SWEEPS = 8
 # Angles held at once while densities are smoothed: bounds the memory, not the result.
@@ -103,7 +106,8 @@ class XYLattice:
         """The same with `log_z` and its standard error by annealed importance sampling."""
         sites = self.sides[0] * self.sides[1]
         theta = rng.uniform(-np.pi, np.pi, size=(chains, *self.sides))
-        _, log_w = self._anneal(theta, None, levels, rng)
+        nothing = np.zeros(theta.shape, dtype=complex)
+        _, log_w = self._anneal(theta, nothing, nothing, levels, rng)
         log_mean, error = _log_mean(log_w[None])
         log_z = sites * np.log(2 * np.pi) + log_mean[0]
         return replace(self, log_z=float(log_z), log_z_error=float(error[0]))
@@ -115,7 +119,7 @@ class XYLattice:
         rng: np.random.Generator,
         *,
         chains: int = 24,
-        levels: int = 24,
+        levels: int = 16,
     ) -> Smoothed:
         """Energy and score of the smoothed density at `noisy` (N, 2, L1, L2), with their errors.
 
@@ -136,12 +140,14 @@ class XYLattice:
     ) -> Smoothed:
         num = len(noisy)
         field: Complex = np.asarray(noisy[:, 0] + 1j * noisy[:, 1], dtype=np.complex128) / sigma**2
+        whole = self._mean_field(field)
         field_R: Complex = np.repeat(field, chains, axis=0)
-        theta = rng.vonmises(np.angle(field_R), np.abs(field_R))
-        theta, log_w = self._anneal(theta, field_R, levels, rng)
+        whole_R: Complex = np.repeat(whole, chains, axis=0)
+        theta = rng.vonmises(np.angle(whole_R), np.abs(whole_R))
+        theta, log_w = self._anneal(theta, field_R, whole_R - field_R, levels, rng)
         log_w_NC = log_w.reshape(num, chains)
         log_mean_N, error_N = _log_mean(log_w_NC)
-        log_free_N = (np.log(2 * np.pi) + _log_i0(np.abs(field))).sum(axis=(1, 2))
+        log_free_N = (np.log(2 * np.pi) + _log_i0(np.abs(whole))).sum(axis=(1, 2))
         square_N = (noisy**2).sum(axis=(1, 2, 3))
         sites = self.sides[0] * self.sides[1]
         log_outside_N = -(square_N + sites) / (2 * sigma**2) - sites * np.log(2 * np.pi * sigma**2)
@@ -163,14 +169,32 @@ class XYLattice:
             score_error=np.stack(spread, axis=1) / sigma**2,
         )
 
+    def _mean_field(self, field: Complex) -> Complex:
+        """Of each site: the field, and what its neighbours do to it on average."""
+        mean = _mean_direction(field)
+        for _ in range(_MEAN_FIELD_STEPS):
+            mean = 0.5 * (mean + _mean_direction(self._local(mean, 1.0, field)))
+        return self._local(mean, 1.0, field)
+
     def _anneal(
-        self, theta: Array, field: Complex | None, levels: int, rng: np.random.Generator
+        self,
+        theta: Array,
+        field: Complex,
+        extra: Complex,
+        levels: int,
+        rng: np.random.Generator,
     ) -> tuple[Array, Array]:
-        """Chains taken from no coupling to the whole of it, and the logs of their weights, (R,)."""
+        """Chains taken from no coupling to the whole of it, and the logs of their weights, (R,).
+
+        `extra` is what they feel beside the field at the beginning; it fades as the coupling grows.
+        """
         log_w = np.zeros(len(theta))
         for level in range(1, levels + 1):
-            log_w += self.beta * _bonds(np.exp(1j * theta)) / levels
-            theta = self._heat_bath(theta, level / levels, field, rng)
+            unit = np.exp(1j * theta)
+            gained = self.beta * _bonds(unit) - (np.conj(extra) * unit).real.sum(axis=(1, 2))
+            log_w += gained / levels
+            share = level / levels
+            theta = self._heat_bath(theta, share, field + (1 - share) * extra, rng)
         return theta, log_w
 
     def _local(self, unit: Complex, coupling: float, field: Complex | None) -> Complex:
