@@ -11,6 +11,7 @@ import torch
 import scf
 from scf.core.errors import UsageError
 from scf.models.frame import NonFiniteField, TooFewFossils, ZeroVariance
+from scf.models.physics import PhysicsConstraint, forget, register
 from scf.models.record import LayoutMismatch
 from scf.training.api import SamplesNotFinite
 from scf.verification.reference_systems import GaussianField
@@ -80,6 +81,27 @@ def test_samples_are_records(points: scf.Model) -> None:
     assert np.abs(x.mean(0) - [1.0, -2.0]).max() < 0.2
     np.testing.assert_array_equal(x, points.sample(500, steps=8))
     assert np.isfinite(points.sample(4, steps=4, langevin_steps=2)).all()
+
+
+def test_samples_keep_the_laws_that_are_named(points: scf.Model) -> None:
+    """A registered law by name: residuals fall to the tolerance asked for, or to the law's own."""
+    law = PhysicsConstraint(
+        name="on_a_line", unit="m", needs=("x",), tolerance=0.1,
+        residual=lambda fields: fields["x"][:, 0] + fields["x"][:, 1],
+    )  # fmt: skip
+    register(law)
+    try:
+        for keep, spread in ((["on_a_line"], 0.1), ({"on_a_line": 0.01}, 0.01)):
+            x = points.sample(400, steps=4, keep=keep, keep_sigma=2.0, keep_moves=1)
+            assert x.sum(axis=1).std() == pytest.approx(spread, rel=0.15)
+        held = points.sample(20, steps=4, condition={"x": [1.5, np.nan]}, keep={"on_a_line": 0.01})
+        np.testing.assert_allclose(held, np.tile([1.5, -1.5], (20, 1)), atol=0.06)
+        with pytest.raises(UsageError, match="keep_sigma"):
+            points.sample(4, steps=4, keep=["on_a_line"], keep_sigma=0.0)
+    finally:
+        forget("on_a_line")
+    with pytest.raises(UsageError, match="on_a_line"):
+        points.sample(4, steps=4, keep=["on_a_line"])
 
 
 def test_a_model_is_saved_and_loaded(points: scf.Model, tmp_path: Path) -> None:

@@ -109,6 +109,19 @@ class PhysicsEncoder(nn.Module):
         self.given_shift_K.copy_(torch.from_numpy(frame.given_shift_K))
         self.given_scale_K.copy_(torch.from_numpy(frame.given_scale_K))
 
+    def fields_of(self, z_BD: Tensor, c_BK: Tensor) -> dict[str, Tensor]:
+        """Modelled and given fields by name, [B, *shape], in their own units."""
+        x_BD = self.shift_D + self.scale_D * z_BD
+        given_BK = self.given_shift_K + self.given_scale_K * c_BK
+        fields = {}
+        for flat, parts, given in (
+            (x_BD, self.layout.modelled, False),
+            (given_BK, self.layout.given, True),
+        ):
+            for field, place in zip(parts, self.layout.slices(given=given).values(), strict=True):
+                fields[field.name] = flat[:, place].reshape(-1, *field.shape)
+        return fields
+
     def forward(
         self,
         z_BD: Tensor,

@@ -102,16 +102,8 @@ class Evidence(nn.Module):
 
     def residuals(self, z_BD: Tensor, c_BK: Tensor, encoder: PhysicsEncoder) -> list[Tensor]:
         """Each constraint's residual (B, sites) in its own unit."""
-        x_BD = encoder.shift_D + encoder.scale_D * z_BD
-        given_BK = encoder.given_shift_K + encoder.given_scale_K * c_BK
-        fields = {}
-        for flat, parts, given in (
-            (x_BD, self.layout.modelled, False),
-            (given_BK, self.layout.given, True),
-        ):
-            for field, place in zip(parts, self.layout.slices(given=given).values(), strict=True):
-                fields[field.name] = flat[:, place].reshape(-1, *field.shape)
-        return [constraint.residual(fields).flatten(1) for constraint in self.constraints]
+        fields = encoder.fields_of(z_BD, c_BK)
+        return [c.residual(fields).reshape(len(z_BD), -1) for c in self.constraints]
 
     def forward(
         self, mean_BD: Tensor, log_sigma_B: Tensor, c_BK: Tensor, encoder: PhysicsEncoder

@@ -10,7 +10,7 @@ Sigma here is in the data's own units. All fields that share a unit share one sc
 data's own units: the Jacobian of the scaling is included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,13 +24,17 @@ from scf.models.energy_model import EnergyModel
 from scf.models.frame import Frame
 from scf.models.monte_carlo import annealed_langevin, smc
 from scf.models.noise import NoiseRange
+from scf.models.physics import constraints_for
 from scf.models.record import Floats, RecordLayout
+from scf.models.restraint import laws_named, restrained
 from scf.models.samplers import heun, mala
 
 # Shapes: N records, D modelled numbers, K given numbers.
 
 # Records evaluated at once: bounds the memory, not the result.
 _ROWS_AT_ONCE = 4096
+# Noise up to which samples are trusted where laws are to be kept, in scales of the data.
+_TRUSTED = 0.1
 
 
 class Scored(NamedTuple):
@@ -215,6 +219,51 @@ class RecordEnergy:
         drawn_ND = self.frame.to_data(z.detach().cpu().double().numpy())
         found: Floats = np.where(is_known_D, x_ND, drawn_ND)
         return found
+
+    def restrain(
+        self,
+        x_ND: Floats,
+        given_NK: Floats,
+        laws: Mapping[str, float] | Sequence[str],
+        *,
+        sigma: float | None = None,
+        moves: int = 0,
+        is_held_ND: npt.NDArray[np.bool_] | None = None,
+        generator: torch.Generator,
+    ) -> Floats:
+        """Records (N, D) near sampled ones that keep known laws (`models/restraint.py`).
+
+        Args:
+            x_ND: Sampled records.
+            given_NK: Their given numbers.
+            laws: Names of constraints; with numbers, to what standard deviation at each site they
+                are to be kept, in their own units (default: their tolerances).
+            sigma: Noise up to which samples are trusted, in `sigma_unit`; default a tenth of the
+                data's scale.
+            moves: Rounds of noise, denoising and a draw under the laws, after the first draw.
+            is_held_ND: True where a number must stay as it is.
+            generator: On the CPU.
+
+        Raises:
+            UsageError: A law that is not known here, or a tolerance that is not above 0.
+            LawsNotKept: Some records could not be brought to them.
+        """
+        names = [field.name for field in (*self.layout.modelled, *self.layout.given)]
+        known = {c.name: c for c in (*self.model.encoder.constraints, *constraints_for(names))}
+        z_ND, c_NK = self._to_model(x_ND, given_NK)
+        held_ND = None if is_held_ND is None else torch.from_numpy(is_held_ND).to(z_ND.device)
+        found_ND = restrained(
+            self.model,
+            z_ND,
+            c_NK,
+            laws_named(laws, list(known.values())),
+            sigma=_TRUSTED if sigma is None else sigma / self.sigma_scale,
+            moves=moves,
+            held_BD=held_ND,
+            generator=generator,
+        )
+        kept_ND = self.frame.to_data(found_ND.numpy())
+        return kept_ND if is_held_ND is None else np.where(is_held_ND, x_ND, kept_ND)
 
     def to_model(self, x_ND: Floats, given_NK: Floats) -> tuple[Tensor, Tensor]:
         """Give z (N, D) and c (N, K) of the model, float32 on its device."""

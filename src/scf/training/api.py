@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -183,6 +184,9 @@ class Model:
         condition: Mapping[str, Any] | None = None,
         sampler: str = "heun",
         langevin_steps: int = 0,
+        keep: Mapping[str, float] | Sequence[str] = (),
+        keep_sigma: float | None = None,
+        keep_moves: int = 0,
         seed: int = 0,
     ) -> Any:
         """`n` records: an array [n, *shape], or a dict of them where there are several fields.
@@ -198,15 +202,27 @@ class Model:
                 `langevin` (annealed, unadjusted). Not used where modelled fields are known.
             langevin_steps: After `heun`, Metropolis-adjusted Langevin steps at the smallest trained
                 sigma, which turn what the solver got wrong into rejections.
+            keep: Laws (names of constraints, built in or registered) that the records are brought
+                to at the end, by an implicit draw (`models/restraint.py`). With numbers,
+                `keep={"darcy_pressure": 0.01}`: to what standard deviation at each site, in the
+                constraint's unit; without, to its tolerance. Known modelled fields stay held.
+            keep_sigma: Noise up to which samples are trusted in this, in `sigma_unit`; default a
+                tenth of the data's scale.
+            keep_moves: Then so many rounds of noise, denoising and a draw under the laws.
             seed: The same seed gives the same records on a CPU.
 
         Raises:
             LayoutMismatch: A condition that is not a field of the model, or is shaped otherwise.
             UsageError: Numbers out of range, or an unknown sampler.
             SamplesNotFinite: The sampler lost its footing; no number is put in place of a NaN.
+            LawsNotKept: Some records could not be brought to the laws in `keep`.
         """
-        if n < 1 or steps < 2 or langevin_steps < 0:
-            raise UsageError("sample: n >= 1, steps >= 2 and langevin_steps >= 0 are needed")
+        if n < 1 or steps < 2 or langevin_steps < 0 or keep_moves < 0:
+            raise UsageError(
+                "sample: n >= 1, steps >= 2, langevin_steps >= 0 and keep_moves >= 0 are needed"
+            )
+        if keep_sigma is not None and not keep_sigma > 0:
+            raise UsageError(f"keep_sigma {keep_sigma} must be above 0")
         if sampler not in SAMPLERS:
             raise UsageError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
         condition = dict(condition or {})
@@ -215,8 +231,9 @@ class Model:
         generator = torch.Generator().manual_seed(seed)
         is_drawn = bool(self.layout.given) and not condition
         given_NK = self.energies.draw_given(n, generator) if is_drawn else self._given(condition, n)
+        is_held_ND = None
         if known:
-            x_ND = self._complete(known, given_NK, steps=steps, generator=generator)
+            x_ND, is_held_ND = self._complete(known, given_NK, steps=steps, generator=generator)
         else:
             x_ND, given_NK = self.energies.draw(
                 given_NK,
@@ -227,6 +244,16 @@ class Model:
             )
         if not np.isfinite(x_ND).all():
             raise SamplesNotFinite(int((~np.isfinite(x_ND).all(axis=1)).sum()), n)
+        if keep:
+            x_ND = self.energies.restrain(
+                x_ND,
+                given_NK,
+                keep,
+                sigma=keep_sigma,
+                moves=keep_moves,
+                is_held_ND=is_held_ND,
+                generator=generator,
+            )
         arrays: dict[str, Any] = dict(self.layout.unpack(x_ND))
         if is_drawn or sampler == "smc":
             arrays |= self.layout.unpack(given_NK, given=True)
@@ -241,8 +268,8 @@ class Model:
         *,
         steps: int,
         generator: torch.Generator,
-    ) -> Floats:
-        """Records (N, D) with the known numbers held and the others drawn given them."""
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Records (N, D) with the known numbers held, the others drawn; which are held (N, D)."""
         num = len(given_NK)
         arrays = {}
         for field in self.layout.modelled:
@@ -269,7 +296,7 @@ class Model:
                 steps=steps,
                 generator=generator,
             )
-        return drawn_ND
+        return drawn_ND, is_known_ND
 
     def save(self, path: Path | str) -> Path:
         """Write the checkpoint into a folder; `scf.load(path)` and `scf score` read it."""
