@@ -1,5 +1,6 @@
 """One training job on two machines: two networks, a cable, torchrun, gloo; and what a door says of it."""
 
+import base64
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from scf.core.errors import InputError
 from scf.core.identity import sha256_hex
 from scf.dispatch.follower import FollowSettings
 from scf.dispatch.group_link import GroupLink
-from scf.dispatch.job import ExitReason, JobInput, JobSpec
+from scf.dispatch.job import ExitReason, JobExit, JobInput, JobSpec
 from scf.dispatch.nodes import Node, environment_of, interface_towards
+from scf.dispatch.sending import exit_of
 from scf.dispatch.ssh import SshDoor
+from scf.dispatch.transfer import BoxUnreachable
 from scf.storage.partitions import Folder
 from support.networks import Cable, new_cable
 from support.ssh_boxes import Sshd, start_sshd
@@ -72,6 +75,7 @@ class _Box:
 def group(*boxes: _Box) -> GroupLink:
     made = GroupLink.__new__(GroupLink)
     made._links, made._address = boxes, "10.0.0.1"
+    made._missing = [set() for _ in boxes]
     return made
 
 
@@ -122,6 +126,81 @@ def test_when_one_node_is_lost_the_others_do_not_wait_for_it() -> None:
     group(*boxes).call("look", {"job_id": "job-1", "files_max": 9})
 
     assert [verb for verb, _ in boxes[0].asked] == ["look", "cancel"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason", "detail"),
+    [
+        ("lost", "out_of_memory", "out_of_memory", "node 1: why"),
+        ("preempted", "worker_error", "worker_error", "node 1: why"),
+        ("lost", "preempted", "lost", "why"),
+        ("diverged", "lost", "diverged", "why"),
+        ("completed", "completed", "completed", "why"),
+    ],
+)
+def test_a_job_ends_with_the_reason_of_the_node_that_failed_first(
+    first: str, second: str, reason: str, detail: str
+) -> None:
+    """And not with that of those who only missed it."""
+    link = group(_Box({"look": ended(first)}), _Box({"look": ended(second)}))
+
+    told = exit_of(link.call("look", {"job_id": "job-1", "files_max": 9})["exit"])
+
+    assert (told.reason, told.detail) == (reason, detail)
+
+
+def test_what_all_nodes_took_is_added_up_and_who_is_not_in_it_is_named() -> None:
+    boxes = [
+        _Box({"look": ended("completed", energy_j=5.0, rss_max_bytes=7.0)}),
+        _Box({"look": ended("completed", energy_j=6.0, rss_max_bytes=9.0)}),
+        _Box({"look": {"phase": "running"}}),
+        _Box({"look": {"phase": "absent"}}),
+    ]
+
+    told = exit_of(group(*boxes).call("look", {"job_id": "job-1", "files_max": 9})["exit"])
+
+    assert told.usage == {"energy_j": 11.0, "rss_max_bytes": 9.0}
+    assert told.not_metered == ("node 2 of the job",)
+
+
+def test_an_exit_record_that_is_none_is_left_to_whoever_follows() -> None:
+    link = group(_Box({"look": {"phase": "ended", "exit": "?"}}), _Box({"look": ended("lost")}))
+    assert link.call("look", {"job_id": "job-1", "files_max": 9})["exit"] == "?"
+
+
+def test_a_node_out_of_reach_keeps_nobody_from_the_first() -> None:
+    """Nor from ending the others; who is rented there says whether it is lost."""
+    silent = _Box({})
+    silent.call = raises_unreachable
+    first, third = (_Box({"look": {"phase": "running"}}) for _ in range(2))
+    link = group(first, silent, third)
+
+    assert link.call("look", {"job_id": "job-1", "files_max": 9}) == {"phase": "running"}
+    link.call("cancel", {"job_id": "job-1", "at_once": False})
+    assert [verb for verb, _ in third.asked] == ["look", "cancel"]
+    first.call = raises_unreachable
+    with pytest.raises(BoxUnreachable):
+        link.call("cancel", {"job_id": "job-1", "at_once": False})
+
+
+def test_the_joules_of_a_job_are_dealt_out(tmp_path: Path) -> None:
+    boxes = [_Box({"start": {"phase": "started"}}) for _ in range(2)]
+    spec = {"kind": "tiny", "vault": None, "nodes": 2, "joules_max": 10.0}
+
+    group(*boxes).call("start", {"job_id": "job-1", "spec": spec, "environment": {}})
+
+    told = [next(request for verb, request in box.asked if verb == "start") for box in boxes]
+    assert [row["spec"]["joules_max"] for row in told] == [5.0, 5.0]
+
+
+def raises_unreachable(*_: object, **__: object) -> None:
+    raise BoxUnreachable("no route")
+
+
+def ended(reason: str, **usage: float) -> dict[str, object]:
+    record = JobExit(ExitReason(reason), "why", usage=usage)
+    data = canonical_json(record.to_json())
+    return {"phase": "ended", "exit": base64.b64encode(data).decode()}
 
 
 # Two machines.

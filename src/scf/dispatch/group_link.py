@@ -99,23 +99,23 @@ class GroupLink(SshLink):
 
     def _look(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         answer = self._links[0].call("look", request, limit_s=limit_s)
-        if answer.get("phase") != "running" and not _is_for_others_to_say(answer):
+        if answer.get("phase") not in {"running", "ended"}:
             return answer
-        failed: JobExit | None = None
-        for number, link in enumerate(self._links[1:], 1):
+        others: list[Mapping[str, Any]] = []
+        for link in self._links[1:]:
             # One that cannot be reached keeps nobody from what the first says; whether it is lost
             # is said by the first, which misses it, or by whoever rents it.
+            other: Mapping[str, Any] = {"phase": "silent"}
             with contextlib.suppress(DoorUnavailable):
                 other = link.call("look", {**request, "files_max": 1}, limit_s=limit_s)
-                failed = _more_telling(failed, _failure_of(number, other))
-        if failed is None:
-            return answer
-        if answer["phase"] == "running":
+            others.append(other)
+        if answer["phase"] == "ended":
+            return {**answer, "exit": _as_one_exit(answer.get("exit"), others)}
+        if _first_failure(others) is not None:
             # The others would wait for it until their own limit: end them; a new try goes on from
             # the last checkpoint.
             self._cancel({"job_id": request["job_id"], "at_once": False}, limit_s)
-            return answer
-        return {**answer, "exit": _with_reason(answer.get("exit"), failed)}
+        return answer
 
     def _cancel(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """Every node that can be reached; the first must be."""
@@ -125,13 +125,11 @@ class GroupLink(SshLink):
         return self._links[0].call("cancel", request, limit_s=limit_s)
 
 
-def _is_for_others_to_say(answer: Mapping[str, Any]) -> bool:
-    """Whether the first node has ended, and perhaps only because another did."""
-    if answer.get("phase") != "ended":
-        return False
-    with contextlib.suppress(OutputsRefused):  # whoever follows the job refuses it, too
-        return exit_of(answer.get("exit")).reason in _NOT_THE_REASON
-    return False
+def _first_failure(others: Sequence[Mapping[str, Any]]) -> JobExit | None:
+    """Of the others' failures the one that is not a consequence of another; None without any."""
+    failures = [_failure_of(number, answer) for number, answer in enumerate(others, 1)]
+    failed = [failure for failure in failures if failure is not None]
+    return min(failed, key=lambda failure: failure.reason in _NOT_THE_REASON, default=None)
 
 
 def _failure_of(number: int, answer: Mapping[str, Any]) -> JobExit | None:
@@ -149,22 +147,35 @@ def _failure_of(number: int, answer: Mapping[str, Any]) -> JobExit | None:
     return dataclasses.replace(ended, detail=f"node {number}: {ended.detail}"[:1000])
 
 
-def _more_telling(one: JobExit | None, other: JobExit | None) -> JobExit | None:
-    """Of two failures, the one that is not a consequence of another."""
-    if one is None or (other is not None and one.reason in _NOT_THE_REASON):
-        return other or one
-    return one
+def _as_one_exit(encoded: Any, others: Sequence[Mapping[str, Any]]) -> Any:
+    """The first node's exit record, with what all of them took, and who failed first.
 
-
-def _with_reason(encoded: Any, failed: JobExit) -> Any:
-    """The first node's exit record, with the reason of the node that failed first.
-
-    The first may have ended only because that one did; what it leaves is its own.
+    The first may have ended only because another did: the reason is the other's then. What it
+    leaves under `outputs/` is its own. A node that has not ended yet is named as not metered.
     """
-    if failed.reason in _NOT_THE_REASON:
-        return encoded
-    told = dataclasses.replace(exit_of(encoded), reason=failed.reason, detail=failed.detail)
-    return base64.b64encode(canonical_json(told.to_json())).decode()
+    try:
+        first = exit_of(encoded)
+    except OutputsRefused:
+        return encoded  # whoever follows the job refuses it, with the reason
+    usage, not_metered = dict(first.usage), list(first.not_metered)
+    for number, answer in enumerate(others, 1):
+        if answer.get("phase") in {"absent", "cancelled"}:
+            continue  # the first works alone
+        try:
+            ended = exit_of(answer.get("exit"))
+        except OutputsRefused:
+            not_metered.append(f"node {number} of the job")
+            continue
+        for name, amount in ended.usage.items():
+            # Sizes are of the largest; seconds and joules add up.
+            both = (usage.get(name, 0.0), amount)
+            usage[name] = max(both) if name.endswith("_bytes") else sum(both)
+        not_metered += [f"node {number}: {what}" for what in ended.not_metered]
+    one = dataclasses.replace(first, usage=usage, not_metered=tuple(not_metered))
+    failed = _first_failure(others)
+    if failed and first.reason in _NOT_THE_REASON and failed.reason not in _NOT_THE_REASON:
+        one = dataclasses.replace(one, reason=failed.reason, detail=failed.detail)
+    return base64.b64encode(canonical_json(one.to_json())).decode()
 
 
 def _as_one(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
