@@ -54,12 +54,15 @@ def foundry(tmp_path: Path, provider: FakeRunpod, monkeypatch: pytest.MonkeyPatc
     return Foundry(home, provider)
 
 
-def order(foundry: Foundry, name: str) -> None:
+def order(foundry: Foundry, name: str, *, num_pods: int = 1) -> None:
     provider = foundry.provider
-    provider.pod_scripts.append(PodScript(until_running=None))
+    provider.pod_scripts.extend([PodScript(until_running=None)] * num_pods)
     client = RunpodClient(ApiKey(KEY), rest=provider.rest, graphql=provider.graphql)
     later = SystemClock().now() + timedelta(hours=1)
-    client.create(PodOrder(name=name, image="w", gpu="NVIDIA RTX A4000", terminate_after=later))
+    client.create(
+        PodOrder(name=name, image="w", gpu="NVIDIA RTX A4000", terminate_after=later,
+                 num_pods=num_pods)
+    )  # fmt: skip
     client.close()
 
 
@@ -86,6 +89,30 @@ def test_pods_are_listed_with_their_cost_and_whoever_has_no_lease_is_named(
     text = capsys.readouterr().out
     assert "no job needs it; `scf reaper run --once` ends it" in text
     assert "1 pods of others in this account are left alone" in text
+
+
+def test_a_cluster_is_shown_as_one_lease_with_its_members(
+    foundry: Foundry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its price is that of all members; one in no book is named and ended whole."""
+    name = f"{name_prefix(foundry.home)}forgotten"
+    order(foundry, name, num_pods=2)
+    order(foundry, "somebody-elses", num_pods=3)
+
+    assert foundry.scf("pods", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["pods"]
+    assert (row["name"], row["usd_per_h"], row["fault"]) == (name, 0.5, "no job needs it")
+    assert [member["rank"] for member in row["members"]] == [0, 1]
+    assert found["others"] == 1
+
+    assert foundry.scf("pods") == 0
+    text = capsys.readouterr().out
+    assert f"node 1 {row['members'][1]['pod_id']}" in text
+    assert "0 of 2 run" in text
+
+    assert foundry.scf("reaper", "run", "--once") == 0
+    assert [cluster.name for cluster in foundry.provider.alive_clusters()] == ["somebody-elses"]
 
 
 @pytest.mark.e2e
@@ -173,6 +200,18 @@ def test_doctor_says_what_is_there(foundry: Foundry, capsys: pytest.CaptureFixtu
 
     assert foundry.scf("doctor") == 0
     assert KEY not in capsys.readouterr().out
+
+
+def test_doctor_says_what_a_cluster_costs_and_who_ends_it(
+    foundry: Foundry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = foundry.home / "scf.toml"
+    path.write_text(path.read_text().replace("[runpod]\n", "[runpod]\nnodes = 3\n"))
+    found = verdicts(foundry, capsys)
+
+    assert "0.75 USD/h for 3 pods together" in found["gpu"]["detail"]
+    assert found["cluster"]["verdict"] == "warn"
+    assert "the reaper" in found["cluster"]["remedy"]
 
 
 def test_doctor_names_what_is_wrong_and_what_to_do(

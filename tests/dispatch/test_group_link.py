@@ -183,16 +183,6 @@ def test_a_node_out_of_reach_keeps_nobody_from_the_first() -> None:
         link.call("cancel", {"job_id": "job-1", "at_once": False})
 
 
-def test_the_joules_of_a_job_are_dealt_out(tmp_path: Path) -> None:
-    boxes = [_Box({"start": {"phase": "started"}}) for _ in range(2)]
-    spec = {"kind": "tiny", "vault": None, "nodes": 2, "joules_max": 10.0}
-
-    group(*boxes).call("start", {"job_id": "job-1", "spec": spec, "environment": {}})
-
-    told = [next(request for verb, request in box.asked if verb == "start") for box in boxes]
-    assert [row["spec"]["joules_max"] for row in told] == [5.0, 5.0]
-
-
 def raises_unreachable(*_: object, **__: object) -> None:
     raise BoxUnreachable("no route")
 

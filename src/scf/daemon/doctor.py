@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scf.config import FoundryConfig
+from scf.config import FoundryConfig, RunpodSection
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.errors import DoorError, ScfError
 from scf.core.units import format_bytes
@@ -206,6 +206,11 @@ def _runpod(config: FoundryConfig, *, offline: bool) -> Iterator[Finding]:
         yield missing
         return
     yield from _image(given.image)
+    if given.nodes > 1:
+        detail = f"{given.nodes} pods; the provider takes no end for a cluster"
+        yield Finding("cluster", WARN, detail,
+                      "Only the daemon and the reaper are sure to end it: keep both on a machine "
+                      "that stays on, and little credit in the account.")  # fmt: skip
     try:
         found = find_key(config.home, given.key_file, os.environ)
     except ScfError as error:
@@ -225,7 +230,9 @@ def _runpod(config: FoundryConfig, *, offline: bool) -> Iterator[Finding]:
             verdict = OK if abs(skew_s) <= SKEW_MAX_S else FAIL
             yield Finding("clock", verdict, f"{skew_s:+.0f} s against the provider's",
                           "Set the clock (NTP): leases are moments.")  # fmt: skip
-        offers = {offer.gpu: offer for offer in client.gpu_offers(num_gpus=given.num_gpus)}
+        product = "CLUSTER" if given.nodes > 1 else "POD"
+        found_offers = client.gpu_offers(num_gpus=given.num_gpus, product=product)
+        offers = {offer.gpu: offer for offer in found_offers}
         yield from _prices(config, offers)
         yield _balance(config, account.balance_usd, offers)
         keys = client.ssh_keys()
@@ -255,8 +262,9 @@ def _prices(config: FoundryConfig, offers: dict[str, Any]) -> Iterator[Finding]:
             yield Finding("gpu", FAIL, f"{gpu}: not in the catalogue",
                           f"Known: {', '.join(sorted(offers)[:12])}.")  # fmt: skip
             continue
-        usd_per_h = offer.usd_per_h(given.cloud) * given.num_gpus
-        detail = f"{gpu}: {usd_per_h:.2f} USD/h, availability {offer.availability}"
+        usd_per_h = offer.usd_per_h(_cloud(given)) * given.num_gpus * given.nodes
+        together = f" for {given.nodes} pods together" if given.nodes > 1 else ""
+        detail = f"{gpu}: {usd_per_h:.2f} USD/h{together}, availability {offer.availability}"
         if usd_per_h <= 0 or usd_per_h > given.max_usd_per_h:
             yield Finding("gpu", WARN, f"{detail}; over max_usd_per_h {given.max_usd_per_h:.2f}",
                           "Passed over. Raise [runpod] max_usd_per_h to have it.")  # fmt: skip
@@ -265,12 +273,17 @@ def _prices(config: FoundryConfig, offers: dict[str, Any]) -> Iterator[Finding]:
             yield Finding("gpu", verdict, detail, "Name other types or data centres, too.")
 
 
+def _cloud(given: RunpodSection) -> str:
+    """A cluster is where the provider has it, at the price of the secure cloud."""
+    return "SECURE" if given.nodes > 1 else given.cloud
+
+
 def _balance(config: FoundryConfig, balance_usd: float | None, offers: dict[str, Any]) -> Finding:
     if balance_usd is None:
         return Finding("balance", WARN, "the provider does not say")
     given = config.runpod
-    prices = [offers[gpu].usd_per_h(given.cloud) for gpu in given.gpus if gpu in offers]
-    needed = min(prices, default=0.0) * given.num_gpus * HOURS_OF_CREDIT
+    prices = [offers[gpu].usd_per_h(_cloud(given)) for gpu in given.gpus if gpu in offers]
+    needed = min(prices, default=0.0) * given.num_gpus * given.nodes * HOURS_OF_CREDIT
     verdict = OK if balance_usd > needed else FAIL
     return Finding("balance", verdict, f"{balance_usd:.2f} USD",
                    f"At least an hour's credit ({needed:.2f} USD) is needed to rent.")  # fmt: skip

@@ -89,11 +89,9 @@ class GroupLink(SshLink):
         for rank, link in reversed(list(enumerate(links))):
             told = environment_of(rank, len(links), self._address, port)
             own = {**request, "environment": {**request["environment"], **told}}
-            if (joules_max := spec.get("joules_max")) is not None:
-                own["spec"] = {**spec, "joules_max": joules_max / len(links)}
             if rank and root is not None:
                 there = str(link.call("prepare", {"wanted": []})["root"])
-                own["spec"] = _with_root(own["spec"], root, there)
+                own["spec"] = _with_root(spec, root, there)
             answer = link.call("start", own, limit_s=limit_s)
         return answer
 

@@ -79,7 +79,8 @@ class JobSpec:
         vault: The vault's folder; None for a job that reads no fossils.
         deadline_s: The worker ends the job after this long.
         joules_max: The worker ends the job once its machine's meters say more; None is no limit.
-        nodes: Machines that do it together; a door that has not so many refuses it.
+        nodes: Machines that do it together; 1 leaves it to the door. Another number than a door has
+            is refused.
     """
 
     job_id: str

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scf.core.clock import Clock
-from scf.core.errors import DoorUnavailable
+from scf.core.errors import DoorUnavailable, UsageError
 from scf.core.identity import sha256_hex
 from scf.dispatch.follower import FollowSettings, MachineGone
 from scf.dispatch.job import JobSpec
@@ -97,6 +97,9 @@ class _Cluster:
         self._jobs.close()
 
     def expect(self, spec: JobSpec) -> Mapping[str, Any]:
+        if spec.nodes not in {1, self._ray.group.nodes}:
+            known = self._ray.group.nodes
+            raise UsageError(f"{spec.job_id}: {spec.nodes} nodes; the ray door has {known}")
         version = self._jobs.check()
         submission_id = self._submission_id(spec.job_id)
         return {"cluster": self._ray.address, "ray": version, "submission_id": submission_id}
