@@ -1,5 +1,7 @@
 """Start a program as several processes that torchrun introduces to each other."""
 
+import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -10,10 +12,16 @@ from support.processes import python_env
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on now, and that no outgoing connection will be given.
+
+    Below the range that the kernel hands out by itself: torchrun listens seconds after it was told
+    the port, and on a busy machine one of those had been given away by then.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("100 ports were tried, and all are taken")
 
 
 def torchrun(

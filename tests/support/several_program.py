@@ -2,7 +2,7 @@
 
     several_program.py FOLDER CASES.json
 
-Each case is {name, settings, resume}. Points come from FOLDER/points.ndjson, checkpoint and notes go
+Each case is {name, settings, resume, dies_at}. Points come from FOLDER/points.ndjson, checkpoint and notes go
 to FOLDER/<name>. At the end each says something else, which all must notice. One start serves many cases: most of a short run is importing torch.
 """
 
@@ -20,6 +20,10 @@ from scf.training.train_config import TrainConfig
 from scf.training.train_ebdm import train
 
 
+class PowerCut(Exception):
+    """Ends a run that is to leave no final checkpoint."""
+
+
 def run_case(folder: Path, case: dict, peers: Peers = ALONE) -> None:
     """Train once, as `train_ebdm.main` does, with a note for every step."""
     config = TrainConfig(**case["settings"])
@@ -29,8 +33,18 @@ def run_case(folder: Path, case: dict, peers: Peers = ALONE) -> None:
     )  # fmt: skip
     notes = Notes(folder / f"{case['name']}.ndjson" if peers.is_first else None, every_step=True)
     notes.talk = lambda _: None
+    if dies_at := case.get("dies_at"):
+        # Between two steps, as if all machines lost their power at once: checkpoints stay as they lie.
+        took = notes.step
+
+        def until(config, progress, losses):
+            took(config, progress, losses)
+            if progress.step == dies_at:
+                raise PowerCut
+
+        notes.step = until
     out = Folder.at(folder / case["name"]) if peers.is_first else None
-    with contextlib.closing(source):
+    with contextlib.closing(source), contextlib.suppress(PowerCut):
         train(source, out, config, resume=case.get("resume", False), notes=notes, peers=peers)
 
 

@@ -36,7 +36,7 @@ from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.passes import Embedded, adjoint
 from scf.models.physics import PhysicsConstraint, constraints_for
-from scf.models.record import Floats, RecordLayout
+from scf.models.record import OPEN, Floats, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J site features, L noise
 # levels.
@@ -62,6 +62,7 @@ class NetworkConfig:
         body: `mlp` reads the whole record at once; `lattice` sums a local energy over the sites of
             the fields' grid (`models/lattice.py`).
         levels: Of the lattice: 1 works on the grid itself, each more on one half as fine.
+        modes: Of the lattice: waves that its blocks filter along each axis (`models/spectral.py`).
         translation_symmetric: The lattice is not told where a site lies.
         sign_symmetric: The lattice gives the same for x and -x.
         has_bounds: Known bounds of fields are a term of the energy and inputs of the network
@@ -78,6 +79,7 @@ class NetworkConfig:
     site_width: int = 32
     body: str = MLP
     levels: int = 1
+    modes: int = 0
     translation_symmetric: bool = False
     sign_symmetric: bool = False
     has_bounds: bool = False
@@ -190,6 +192,10 @@ class EnergyModel(nn.Module):
     def _lattice(self, layout: RecordLayout, config: NetworkConfig) -> LatticeNet:
         if layout.site_shape is None or len(layout.site_shape) > 3:
             raise BodyDoesNotFit("a lattice needs fields that share a grid of one to three axes")
+        if config.modes and OPEN in layout.boundaries:
+            raise BodyDoesNotFit(
+                "a spectral layer needs periodic boundaries or walls, not open ones"
+            )
         is_bare = config.translation_symmetric and not layout.given and not self.encoder.residuals
         if config.sign_symmetric and not is_bare:
             raise BodyDoesNotFit(
@@ -204,6 +210,7 @@ class EnergyModel(nn.Module):
             depth=config.depth,
             levels=config.levels,
             is_even=config.sign_symmetric,
+            modes=config.modes,
         )
 
     def load_frame(

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from scf.models.activation import silu
 from scf.models.lattice_passes import Coarser, Convolve, Even
 from scf.models.networks import in_float32
-from scf.models.passes import Chain, Dense, Embedded, Passes, Residual, Side, Silu, Step
+from scf.models.passes import Chain, Dense, Embedded, Passes, Residual, Side, Silu, Step, Sum
 from scf.models.record import OPEN, WALL
+from scf.models.spectral import SpectralLayer, SpectralStep
 
 # Shapes: B minibatch, S sites, J features of a site that come in, E noise embedding, W width,
 # T neighbours.
@@ -123,11 +124,19 @@ class Neighbourhood(nn.Module):
 
 
 class _Block(nn.Module):
-    """h <- h + W2 silu(W1 [neighbours of silu(h)] + U e)."""
+    """h <- h + W2 silu(W1 [neighbours of silu(h)] + R [waves of silu(h)] + U e)."""
 
-    def __init__(self, around: Neighbourhood, width: int, num_embedding: int, scale: float) -> None:
+    def __init__(
+        self,
+        around: Neighbourhood,
+        width: int,
+        num_embedding: int,
+        scale: float,
+        spectral: SpectralLayer | None = None,
+    ) -> None:
         super().__init__()
         self.around = around
+        self.spectral = spectral
         self.inner = nn.Linear(around.num_neighbours * width, width)
         around.begin_near(self.inner, 1.0)
         self.noise = nn.Linear(num_embedding, width, bias=False)
@@ -136,15 +145,20 @@ class _Block(nn.Module):
             self.outer.weight.mul_(scale)
 
     def forward(self, h_BSW: Tensor, noise_B1E: Tensor) -> Tensor:
-        inner_BSW = self.inner(self.around(silu(h_BSW))) + self.noise(noise_B1E)
+        bent_BSW = silu(h_BSW)
+        inner_BSW = self.inner(self.around(bent_BSW)) + self.noise(noise_B1E)
+        if self.spectral is not None:
+            inner_BSW = inner_BSW + self.spectral(bent_BSW)
         out: Tensor = h_BSW + self.outer(silu(inner_BSW))
         return out
 
     def step(self, side: Side) -> Step:
         """The same on rows (`models/passes.py`)."""
         around = self.around
-        inner = Convolve(self.inner, around, around.transposed, side,
-                         is_mirror=around.is_mirror, noise=self.noise)  # fmt: skip
+        inner: Step = Convolve(self.inner, around, around.transposed, side,
+                               is_mirror=around.is_mirror, noise=self.noise)  # fmt: skip
+        if self.spectral is not None:
+            inner = Sum(inner, SpectralStep(self.spectral, side))
         return Residual(Chain([Silu(), inner, Silu(), Dense(self.outer)]))
 
 
@@ -156,6 +170,9 @@ class LatticeNet(nn.Module):
     With `is_even` the first layer takes u = A [neighbours] without a constant and gives
     silu(u + b) + silu(b - u): the same for x and -x, exactly, at no cost. Every even function of a
     neighbourhood is a sum of such.
+
+    With `modes` above 0 the blocks of the finest level also filter the field's long waves
+    (`models/spectral.py`).
     """
 
     def __init__(
@@ -169,6 +186,7 @@ class LatticeNet(nn.Module):
         depth: int,
         levels: int,
         is_even: bool,
+        modes: int = 0,
     ) -> None:
         super().__init__()
         self.is_even = is_even
@@ -182,9 +200,15 @@ class LatticeNet(nn.Module):
         grids = [tuple(length >> level for length in shape) for level in range(levels)]
         near = [Neighbourhood(grid, boundaries=boundaries, reach=1) for grid in grids]
 
+        def spectral(level: int) -> SpectralLayer | None:
+            if level or not modes:
+                return None
+            return SpectralLayer(shape, boundaries=boundaries, width=width, modes=modes)
+
         def stage(level: int) -> nn.ModuleList:
             return nn.ModuleList(
-                _Block(near[level], width, num_embedding, scale) for _ in range(depth)
+                _Block(near[level], width, num_embedding, scale, spectral(level))
+                for _ in range(depth)
             )
 
         self.down = nn.ModuleList(stage(level) for level in range(levels))

@@ -243,6 +243,26 @@ class Residual:
         return self._inner.back(b, found).add_(b)
 
 
+class Sum:
+    """y = first(x) + second(x)."""
+
+    def __init__(self, first: Step, second: Step) -> None:
+        self._first, self._second = first, second
+        self.weights = (*first.weights, *second.weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._first.forward(x).add_(self._second.forward(x))
+
+    def pull(self, a: Tensor) -> Tensor:
+        return self._first.pull(a).add_(self._second.pull(a))
+
+    def push(self, t: Tensor) -> Tensor:
+        return self._first.push(t).add_(self._second.push(t))
+
+    def back(self, b: Tensor, found: WeightGradients) -> Tensor:
+        return self._first.back(b, found).add_(self._second.back(b, found))
+
+
 class Passes:
     """A network whose last layer gives one number a row; F is their sum over a record's rows.
 

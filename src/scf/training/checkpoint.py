@@ -31,6 +31,7 @@ from scf.training.checkpoint_files import (
     AVERAGE_NAME,
     CONFIG_NAME,
     DIGESTS_NAME,
+    FRAME_NAME,
     MODEL_NAME,
     OPTIMIZER_NAME,
     RESUME_FOLDER,
@@ -41,12 +42,14 @@ from scf.training.checkpoint_files import (
     CheckpointIncomplete,
     digests_of,
     find_checkpoint,
+    has_shares,
     read_config,
     read_digests,
     read_state,
     verify_digests,
 )
 from scf.training.distributed import Peers
+from scf.training.shares import is_seen_by_all, write_shares
 from scf.training.train_config import TrainConfig
 
 _FRAME = "frame."
@@ -149,10 +152,60 @@ def write_resume(out: Folder, config: dict[str, Any], snapshot: Snapshot) -> Pat
         for file_name, data in _files(config, snapshot).items():
             durable.write_file(staged / file_name, data)
         folder.publish_folder(staged, name)
+    _remove_older(folder, name)
+    return folder.path / name
+
+
+def write_resume_shares(
+    out: Folder | None,
+    config: dict[str, Any],
+    energy: RecordEnergy,
+    tensors: dict[str, Tensor],
+    progress: Progress,
+    peers: Peers,
+) -> Path | None:
+    """`write_resume` by all processes, each its share (`training/shares.py`).
+
+    Args:
+        out: The run's folder on the first process; None on the others.
+        config: `config.json`.
+        energy: The model, sharded, for its frame and its buffers.
+        tensors: What is in shares, by name.
+        progress: Where the run stands.
+        peers: The processes; all call this together.
+
+    Returns:
+        The checkpoint's folder, on all processes; None where they share no file system, with
+        nothing written.
+    """
+    name, staged, folder = f"step-{progress.step:09d}", None, None
+    if out is not None:
+        folder = out.folder(RESUME_FOLDER)
+        durable.sweep(folder.path)
+        if (folder.path / name).exists():
+            shutil.rmtree(folder.path / name)  # of this very step: it is written anew
+        staged = folder.new_staging(name)
+        files = _beside_shares(config, energy, progress)
+        for file_name, data in files.items():
+            durable.write_file(staged / file_name, data)
+    seen = is_seen_by_all(staged / CONFIG_NAME if staged is not None else None, peers)
+    if seen is None:
+        if staged is not None:
+            shutil.rmtree(staged)
+        return None
+    digests = write_shares(seen.parent, tensors, peers)
+    if folder is not None and staged is not None:
+        digests |= digests_of(files)
+        durable.write_file(staged / DIGESTS_NAME, _json_bytes(dict(sorted(digests.items()))))
+        folder.publish_folder(staged, name)
+        _remove_older(folder, name)
+    return seen.parent.parent / name
+
+
+def _remove_older(folder: Folder, name: str) -> None:
     for older in folder.path.iterdir():
         if older.name < name and older.name.startswith("step-"):
             shutil.rmtree(older)
-    return folder.path / name
 
 
 def write_final(out: Folder, config: dict[str, Any], snapshot: Snapshot) -> None:
@@ -192,12 +245,16 @@ def load_energy(path: Path, *, device: str = "cpu") -> RecordEnergy:
 def load_snapshot(folder: Path) -> tuple[dict[str, Any], Snapshot]:
     """`config.json` and everything needed to go on, on the CPU.
 
+    What lies in shares is left as a new model has it: `shares.read_shares` fills it in.
+
     Raises:
         CheckpointIncomplete, CheckpointDamaged, OtherArchitecture: What is wrong with it.
     """
     config = read_config(folder)
     verify_digests(folder, names=tuple(read_digests(folder)))
     state = read_state(folder)
+    if has_shares(folder):
+        return config, _without_shares(folder, config, state)
     if not (folder / OPTIMIZER_NAME).is_file():
         raise CheckpointIncomplete(folder, f"{OPTIMIZER_NAME} is missing, so it cannot be resumed")
     tensors = {
@@ -242,21 +299,52 @@ def _snapshot_of(
 ) -> Snapshot:
     latest = _build(where, config, MODEL_NAME, tensors[MODEL_NAME])
     saved = tensors[OPTIMIZER_NAME]
-    known = asdict(Progress())
     return Snapshot(
         energy=_build(where, config, AVERAGE_NAME, tensors[AVERAGE_NAME]),
         weights=dict(latest.model.named_parameters()),
         running_average=_under("average.", saved),
         moments=_under("moments.", saved),
-        progress=Progress(**{key: value for key, value in state.items() if key in known}),
+        progress=_progress_of(state),
     )
+
+
+def _without_shares(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Snapshot:
+    """A snapshot whose weights are those of a new model."""
+    energy = _build(folder, config, FRAME_NAME, _load_tensors(folder / FRAME_NAME), is_whole=False)
+    weights: dict[str, Tensor] = dict(energy.model.named_parameters())
+    return Snapshot(energy, weights, weights, {}, _progress_of(state))
+
+
+def _beside_shares(
+    config: dict[str, Any], energy: RecordEnergy, progress: Progress
+) -> dict[str, bytes]:
+    weights = {name for name, _ in energy.model.named_parameters()}
+    buffers = {
+        _ENERGY + name: tensor
+        for name, tensor in energy.model.state_dict().items()
+        if name not in weights
+    }
+    return {
+        CONFIG_NAME: _json_bytes(config),
+        FRAME_NAME: _tensor_bytes(_frame_of(energy) | buffers),
+        STATE_NAME: _json_bytes({"schema": STATE_SCHEMA, **asdict(progress)}),
+    }
+
+
+def _frame_of(energy: RecordEnergy) -> dict[str, Tensor]:
+    found = {_FRAME + name: torch.from_numpy(v) for name, v in energy.frame.arrays().items()}
+    return found | {_BANK: torch.from_numpy(energy.given_bank_MK)}
+
+
+def _progress_of(state: dict[str, Any]) -> Progress:
+    known = asdict(Progress())
+    return Progress(**{key: value for key, value in state.items() if key in known})
 
 
 def _files(config: dict[str, Any], snapshot: Snapshot) -> dict[str, bytes]:
     """Every file of a checkpoint, `digests.json` last."""
     energy = snapshot.energy
-    shared = {_FRAME + name: torch.from_numpy(v) for name, v in energy.frame.arrays().items()}
-    shared[_BANK] = torch.from_numpy(energy.given_bank_MK)
+    shared = _frame_of(energy)
     average = {_ENERGY + name: v for name, v in energy.model.state_dict().items()}
     latest = average | {_ENERGY + name: v for name, v in snapshot.weights.items()}
     resume = {"average." + name: v for name, v in snapshot.running_average.items()}
@@ -274,14 +362,19 @@ def _files(config: dict[str, Any], snapshot: Snapshot) -> dict[str, bytes]:
 
 
 def _build(
-    folder: Path, config: dict[str, Any], name: str, tensors: dict[str, Tensor]
+    folder: Path,
+    config: dict[str, Any],
+    name: str,
+    tensors: dict[str, Tensor],
+    *,
+    is_whole: bool = True,
 ) -> RecordEnergy:
     try:
         layout = RecordLayout.from_json(config["layout"])
         noise = NoiseRange(**config["noise"])
         constraints = constraints_named(config["constraints"])
         model = EnergyModel(layout, NetworkConfig(**config["network"]), noise, constraints)
-        model.load_state_dict(_under(_ENERGY, tensors))
+        model.load_state_dict(_under(_ENERGY, tensors), strict=is_whole)
         frame = Frame(**{key: v.numpy() for key, v in _under(_FRAME, tensors).items()})
         bank = tensors[_BANK].numpy()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -34,6 +34,9 @@ DIGESTS_NAME = "digests.json"
 
 # What a reader of the model needs; the others serve only to resume.
 NEEDED = (CONFIG_NAME, MODEL_NAME, AVERAGE_NAME, STATE_NAME)
+# To resume from, written by several processes: their shares beside it (`training/shares.py`).
+FRAME_NAME = "frame.safetensors"
+NEEDED_BESIDE_SHARES = (CONFIG_NAME, FRAME_NAME, STATE_NAME)
 RESUME_FOLDER = "resume"
 
 
@@ -95,9 +98,22 @@ def read_digests(path: Path) -> dict[str, str]:
     is_list = isinstance(digests, dict) and all(
         is_sha256_hex(digest) and Path(name).name == name for name, digest in digests.items()
     )
-    if not is_list or not set(NEEDED) <= set(digests):
+    is_whole = is_list and any(
+        set(needed) <= set(digests) for needed in (NEEDED, NEEDED_BESIDE_SHARES)
+    )
+    if not is_whole:
         raise CheckpointDamaged(path / DIGESTS_NAME, "not a list of a checkpoint's digests")
     return dict(digests)
+
+
+def share_name(rank: int) -> str:
+    """The file of one process's share, as `torch.distributed.checkpoint` names it."""
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def has_shares(path: Path) -> bool:
+    """Whether weights lie in shares, not in files of the whole."""
+    return (path / FRAME_NAME).is_file()
 
 
 def verify_digests(path: Path, *, names: tuple[str, ...] = NEEDED) -> dict[str, str]:

@@ -181,6 +181,8 @@ class Peers:
             assert data is not None
             return data
         size = int(self.agree(float(len(data or b"")))[0])
+        if not size:
+            return b""
         buffer = torch.zeros(size, dtype=torch.uint8)
         if self.is_first:
             buffer.copy_(torch.frombuffer(bytearray(data or b""), dtype=torch.uint8))

@@ -44,8 +44,11 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
 
 
 def release(model: nn.Module) -> None:
-    """Let go of gathered weights, so that the next use gathers them anew."""
-    if is_sharded(model.parameters()):
+    """Let go of gathered weights, so that the next use gathers them anew.
+
+    Gathered is what a forward pass leaves behind; the parameters in the model are plain then.
+    """
+    if hasattr(model, "reshard"):  # FSDP2 made it one of its own; importing it to ask takes seconds
         model.reshard()  # type: ignore[operator]
 
 
@@ -65,16 +68,25 @@ def whole(share: Tensor, like: Tensor, peers: Peers) -> Tensor | None:
     """
     if isinstance(like, DTensor):
         with peers.waiting("gathering a checkpoint"):
-            full = DTensor.from_local(
-                share,
-                like.device_mesh,
-                like.placements,
-                run_check=False,
-                shape=like.shape,
-                stride=like.stride(),
-            ).full_tensor()
+            spread = placed(share, like)
+            assert isinstance(spread, DTensor)
+            full = spread.full_tensor()
         return full.cpu() if peers.is_first else None
     return share.detach().to("cpu", copy=True) if peers.is_first else None
+
+
+def placed(share: Tensor, like: Tensor) -> Tensor:
+    """A share as the sharded tensor that it is part of, sharing memory; itself where none is."""
+    if not isinstance(like, DTensor):
+        return share
+    return DTensor.from_local(
+        share,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
 
 
 def dealt(full: Tensor, like: Tensor) -> Tensor:

@@ -34,9 +34,15 @@ from scf.training.checkpoint import (
     newest,
     tell_snapshot,
 )
-from scf.training.checkpoint_files import checkpoint_digest, find_checkpoint, read_config
+from scf.training.checkpoint_files import (
+    checkpoint_digest,
+    find_checkpoint,
+    has_shares,
+    read_config,
+)
 from scf.training.data import TrainingData, model_rows, seed_of
 from scf.training.distributed import Peers
+from scf.training.shares import unseen
 from scf.training.train_config import TrainConfig
 
 # Multiplications of one forward pass below which one thread is enough.
@@ -127,6 +133,22 @@ def beginning(
         snapshot = replace(snapshot, energy=energy)
     described = describe(energy, config, about | data.counts(), parent_digest)
     return tell_snapshot(peers, described, snapshot)
+
+
+def shares_of(found: Path | None, peers: Peers) -> Path | None:
+    """The checkpoint to go on from, told to all processes, where its weights lie in shares.
+
+    Raises:
+        UsageError: They do, and not every process sees them.
+    """
+    told = peers.tell(os.fsencode(found or "") if peers.is_first else None)
+    path = Path(os.fsdecode(told)) if told else None
+    is_in_shares = peers.agree(float(path is not None and has_shares(path)))[0]
+    if path is None or not is_in_shares:
+        return None
+    if peers.agree(float(not has_shares(path)))[0]:
+        raise unseen(path)
+    return path
 
 
 def starting_energy(
@@ -237,6 +259,7 @@ def network_for(
         site_width=0,
         body=LATTICE,
         levels=levels,
+        modes=config.field_modes or (like.modes if like is not None else 0),
         translation_symmetric=is_same or bool(built_in),
         sign_symmetric="sign" in config.symmetries,
         has_bounds=_has_bounds(config, data.layout, like),

@@ -52,6 +52,8 @@ class TrainConfig:
         field_levels: Grids it works on, each half as fine as the one before (a U-Net). 0 takes one,
             and more only where the Gaussian is diagonal: then one below 16 sites a side and one
             more for each doubling.
+        field_modes: Long waves along each axis that its blocks filter as wholes, each by a learned
+            matrix (`models/spectral.py`); 0 leaves that out. Not over open edges.
         symmetry: `none`, or of `translation`, `sign` and `rotation` with commas. The first two are
             built into a lattice and its Gaussian (sign brings translation along). `rotation` (turns
             and reflections of the grid), and `sign` with the mlp, are had by averaging over all
@@ -132,6 +134,7 @@ class TrainConfig:
     field_width: int = 16
     field_depth: int = 1
     field_levels: int = 0
+    field_modes: int = 0
     symmetry: str = "auto"
     bounds: str = "auto"
     residual_weight: float = 0.0
@@ -190,6 +193,7 @@ class TrainConfig:
             "residual_weight",
             "clusters",
             "field_levels",
+            "field_modes",
             "weight_decay",
             "dual_weight",
             "ema_gamma",

@@ -32,19 +32,21 @@ from scf.models.calibration import calibrate
 from scf.models.record_energy import RecordEnergy
 from scf.storage.durable import read_json
 from scf.storage.partitions import Folder
-from scf.training.checkpoint import Progress, Snapshot, write_final, write_resume
+from scf.training.checkpoint import Progress, Snapshot, write_final
 from scf.training.contrastive import try_contrast
 from scf.training.data import FossilSource, TrainingData, load_data, model_rows, seed_of
 from scf.training.distributed import ALONE, Peers, end_process
 from scf.training.gradients import Gradients
 from scf.training.noising import noisy
 from scf.training.notes import Interrupted, Notes, StopSignal
+from scf.training.saving import save
 from scf.training.sharding import shard
 from scf.training.starting import (
     beginning,
     device_for,
     is_antithetic,
     settle,
+    shares_of,
     shares_targets,
 )
 from scf.training.tensorboard import Board
@@ -131,6 +133,8 @@ def train(  # noqa: C901, PLR0915 - one straight loop is read more easily than f
     decay = config.weight_decay_for(energy.layout.size, data.num_fossils)
     weights = Weights(energy, config, decay, peers)
     weights.restore(begin)
+    if shares := shares_of(last_good, peers):
+        weights.restore_shares(shares)
     num_rows = (2 if is_paired else 1) * math.ceil(minibatches.num_places / peers.world_size)
     gradients = Gradients(
         model,
@@ -165,9 +169,7 @@ def train(  # noqa: C901, PLR0915 - one straight loop is read more easily than f
             break
         if is_due:
             last_saved = progress.seconds
-            snapshot = weights.snapshot()
-            if out is not None and snapshot is not None:
-                last_good = write_resume(out, described, snapshot)
+            last_good = save(out, described, energy, weights, peers, notes.talk) or last_good
         step = progress.step + 1
 
         # Minibatch, noise levels, noise. All drawn on the CPU: the same on every device, the same

@@ -7,6 +7,7 @@ run that was cut chooses as one that was not.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ from scf.models.record_energy import RecordEnergy
 from scf.training.checkpoint import Progress, Snapshot
 from scf.training.distributed import Peers
 from scf.training.ema import PowerAverage
-from scf.training.sharding import dealt, is_sharded, local, release, whole
+from scf.training.sharding import dealt, is_sharded, local, placed, release, whole
+from scf.training.shares import read_shares
 from scf.training.train_config import TrainConfig
 from scf.training.validation import Validation
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Weights:
@@ -47,6 +51,8 @@ class Weights:
         self._optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=decay, fused=is_fused
         )
+        # Where AdamW keeps the number of its step: fused on the weights' device, else on the CPU.
+        self._step_device = self.parameters[0].device if is_fused else torch.device("cpu")
         self._average = PowerAverage(self._shares(), gamma=config.ema_gamma)
         self._best = _copy(self._average.weights)
 
@@ -124,17 +130,51 @@ class Weights:
             progress=progress,
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, in place: writing to these tensors changes the run.
+
+        Sharded where the weights are; for `training/shares.py`.
+        """
+        progress = self.progress
+        if progress.best_loss is None:
+            self._best, progress.best_step = _copy(self._average.weights), progress.step
+        found: dict[str, Tensor] = {}
+        names = [name for name, _ in self._model.named_parameters()]
+        for index, (name, parameter) in enumerate(zip(names, self.parameters, strict=True)):
+            for kind, share in (
+                ("weights", local(parameter)),
+                ("average", self._average.weights[index]),
+                ("best", self._best[index]),
+            ):
+                found[f"{kind}.{name}"] = placed(share, parameter)
+            state = self._optimizer.state[parameter]
+            if not state:  # no step was taken yet
+                share = local(parameter)
+                state["step"] = torch.zeros((), device=self._step_device)
+                state |= {key: placed(torch.zeros_like(share), parameter) for key in _MOMENTS}
+            for key in ("step", *_MOMENTS):
+                found[f"moments.{name}/{key}"] = state[key]
+        return found
+
+    def restore_shares(self, folder: Path) -> None:
+        """Take all of it back from shares that however many processes wrote."""
+        read_shares(folder, self.tensors(), self._peers)
+        release(self._model)
+
     def restore(self, snapshot: Snapshot) -> None:
         """Take all of it back from a checkpoint, under whatever number of processes."""
         self.progress = snapshot.progress
         best = dict(snapshot.energy.model.named_parameters())
-        for index, (name, parameter) in enumerate(self._model.named_parameters()):
+        names = [name for name, _ in self._model.named_parameters()]
+        for index, (name, parameter) in enumerate(zip(names, self.parameters, strict=True)):
             local(parameter).copy_(local(dealt(snapshot.weights[name], parameter)))
             average = local(dealt(snapshot.running_average[name], parameter))
             self._average.weights[index].copy_(average)
             self._best[index].copy_(local(dealt(best[name], parameter)))
             state = {
-                key.rpartition("/")[2]: value if key.endswith("/step") else dealt(value, parameter)
+                key.rpartition("/")[2]: value.to(self._step_device)
+                if key.endswith("/step")
+                else dealt(value, parameter)
                 for key, value in snapshot.moments.items()
                 if key.rpartition("/")[0] == name
             }
