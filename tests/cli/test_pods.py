@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from fakes.runpod.server import FakeRunpod
-from fakes.runpod.world import NO_BALANCE, NO_CAPACITY, PodScript
+from fakes.runpod.world import INVALID, NO_BALANCE, NO_CAPACITY, PodScript
 from scf.cli.main import run as scf_command
 from scf.core.clock import SystemClock
 from scf.daemon.setup import initialise
@@ -144,18 +144,20 @@ def test_smoke_rents_the_cheapest_runs_a_job_and_gives_it_back(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("script", "fault"),
+    ("script", "fault", "says"),
     [
-        (PodScript(until_running=None), None),
-        (PodScript(until_running=0, num_gpus=0), None),
-        (None, NO_BALANCE),
-        (None, NO_CAPACITY),
+        (PodScript(until_running=None), None, "the job ended with"),
+        (PodScript(until_running=0, num_gpus=0), None, "the job ended with"),
+        (None, NO_BALANCE, "balance is too low"),
+        (None, NO_CAPACITY, "no candidate could be rented"),
+        (None, INVALID, "refused: create"),
     ],
-    ids=["stuck image", "zero GPUs", "no balance", "no capacity"],
+    ids=["stuck image", "zero GPUs", "no balance", "no capacity", "not a request"],
 )
 def test_smoke_exits_with_8_and_leaves_no_pod(
-    foundry: Foundry, capsys: pytest.CaptureFixture[str], script: PodScript | None, fault: object
-) -> None:
+    foundry: Foundry, capsys: pytest.CaptureFixture[str], script: PodScript | None, fault: object,
+    says: str,
+) -> None:  # fmt: skip
     foundry.provider.pod_scripts.extend([script] * 30 if script else [])
     foundry.provider.script("create", *[fault] * 60)
 
@@ -167,13 +169,18 @@ def test_smoke_exits_with_8_and_leaves_no_pod(
     (record,) = PodFiles(foundry.home / "runpod").all()
     assert record.job_id.startswith("smoke-")
     assert all(pod.until is not None for pod in record.rented)
-    assert "pod is gone                  yes" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "pod is gone                  yes" in told.out
+    assert says in told.err
 
 
 def test_smoke_asks_the_price_first(foundry: Foundry, capsys: pytest.CaptureFixture[str]) -> None:
     """Over --max-usd, or over a cap: exit 6, and nothing was ordered."""
     assert foundry.scf("pods", "smoke", "--max-usd", "0.01") == 6
     assert "over --max-usd 0.01" in capsys.readouterr().err
+    foundry.scf("budget", "set", "usd_day", "0.01")
+    assert foundry.scf("pods", "smoke", "--max-usd", "1") == 6
+    assert "of 0.01 USD of this day" in capsys.readouterr().err
     foundry.scf("lock", "--reason", "smoke")
     assert foundry.scf("pods", "smoke", "--max-usd", "1") == 4
     assert foundry.provider.count("create") == 0
@@ -233,7 +240,9 @@ def test_doctor_names_what_is_wrong_and_what_to_do(
     assert found["drive"]["verdict"] == "fail"
 
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_WRONG")
-    assert verdicts(foundry, capsys)["runpod"]["verdict"] == "fail"
+    found = verdicts(foundry, capsys)["runpod key"]
+    assert found["detail"] == "from the environment (RUNPOD_API_KEY); not accepted"
+    assert "new API key" in found["remedy"]
     monkeypatch.delenv("RUNPOD_API_KEY")
     assert "no RunPod API key" in verdicts(foundry, capsys)["runpod key"]["detail"]
 

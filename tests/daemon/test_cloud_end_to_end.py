@@ -6,6 +6,7 @@ loopback), rsync, the code as a wheel, real training and measuring on the CPU, a
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 
 from fakes.runpod.server import FakeRunpod
 from scf.config import load_config
-from scf.core.clock import SystemClock
+from scf.control.emergency_lock import LOCK_NAME
+from scf.core.clock import SystemClock, parse_utc
 from scf.daemon.allowance import Allowance
+from scf.daemon.heartbeat import DaemonState, read_state
 from scf.daemon.scf_daemon import run_daemon
 from scf.dispatch.pod_record import PodFiles
 from scf.runs.state import State
@@ -125,6 +128,58 @@ def test_a_pod_that_is_lost_in_mid_training_costs_minutes_not_the_run(
     assert works.generations() == ["ebdm_gen0001"]
     assert len(provider.all_pods) == 2
     wait_for(lambda: not provider.alive(), what="the pods to be given back")
+
+
+def test_the_emergency_lock_ends_the_pod_and_the_run_goes_on_after_it(
+    works: Works, provider: FakeRunpod
+) -> None:
+    """Set twice: once the daemon obeys, and once it hangs (SIGSTOP) and the reaper ends the pod.
+
+    No effect after the lock by the journal's own times; the pod is seen to be gone; nothing is
+    deleted; once it is unlocked, the next pod goes on from the last checkpoint.
+    """
+    configure(works, provider, max_steps=1_000_000, max_seconds=500.0)
+    book = PodFiles(works.home / "runpod")
+
+    def is_locked() -> bool:
+        return read_state(works.home).get("state") == DaemonState.EMERGENCY_LOCKED
+
+    with works.process() as daemon:
+        run = works.wait_for_state(State.SUBMITTED)
+        jobs = works.root / "system_cache" / "jobs"
+        first, second = (jobs / f"{run.run_id}-train-ebdm-{number}" for number in (1, 2))
+        wait_for(lambda: checkpoint_step(first), what="a checkpoint to come back", limit_s=300)
+        files = {p for p in works.root.rglob("*") if p.is_file() and "system_cache" not in p.parts}
+
+        assert works.cli("lock", "--reason", "the bill looks wrong") == 0
+        locked_at = parse_utc((works.home / LOCK_NAME).read_text().split()[0])
+        wait_for(lambda: not provider.alive(), what="the pod's end")
+        wait_for(lambda: book.all()[0].released_at, what="the pod to be seen to be gone")
+        wait_for(is_locked, what="state EMERGENCY_LOCKED")
+        assert [t for t in works.transitions() if parse_utc(t.at) > locked_at] == []
+        assert len(provider.all_pods) == 1
+        assert book.all()[0].ending == ()
+        assert {path for path in files if not path.exists()} == set()
+        steps = checkpoint_step(first)
+        assert steps > 0
+
+        assert works.cli("unlock", "--reason", "it was right") == 0
+        notes = second / "progress.ndjson"
+        wait_for(lambda: notes.exists() and notes.read_text(), what="training", limit_s=300)
+        # From the beginning it would be 1.
+        assert json.loads(notes.read_text().splitlines()[0])["step"] > steps
+        assert works.runs()[0].tries == 0
+
+        daemon.send_signal(signal.SIGSTOP)
+        try:
+            assert works.cli("lock", "--reason", "nobody answers") == 0
+            assert works.cli("reaper", "run", "--once") == 0
+            assert provider.alive() == []
+        finally:
+            daemon.send_signal(signal.SIGCONT)
+        wait_for(is_locked, what="state EMERGENCY_LOCKED, when it comes back")
+        assert len(provider.all_pods) == 2
+        assert daemon.poll() is None
 
 
 def checkpoint_step(bundle: Path) -> int:

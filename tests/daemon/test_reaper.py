@@ -1,5 +1,6 @@
 """Four hands end a rented pod. Each is tried alone, with the other three tied."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,16 +16,18 @@ from fakes.runpod.world import BROKEN, PodScript
 from scf.cli.main import run as scf_command
 from scf.config import load_config
 from scf.control.emergency_lock import EmergencyLock
-from scf.core.clock import SystemClock, utc_text
+from scf.core.clock import SystemClock, parse_utc, utc_text
 from scf.daemon.allowance import Allowance
 from scf.daemon.reaper import Reaper
 from scf.dispatch import pod_lease
+from scf.dispatch.job import ExitReason, JobSpec
 from scf.dispatch.pod_record import PodFiles, PodRecord, PodState, Rented
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.dispatch.runpod_model import PodOrder
 from scf.dispatch.sweeping import name_prefix
+from support.clocks import HurriedClock
 from support.processes import python_env
-from support.rented_pods import CHEAP
+from support.rented_pods import CHEAP, runpod_door
 from support.waiting import wait_for
 
 KEY = "rpa_CANARY0123456789abcdef"
@@ -320,7 +323,30 @@ def test_the_providers_hand(home: Path) -> None:
         assert provider.spent_usd() == pytest.approx(600 / 3600 * 0.25, rel=0.02)
 
 
-# The daemon's own hand: tests/dispatch/test_runpod.py, where each pod is given back.
+@pytest.mark.e2e
+def test_the_daemons_own_hand(tmp_path: Path) -> None:
+    """No reaper, no `terminateAfter`, no agent in the pod: its door ends it when the lease is over.
+
+    The job would have gone on; that each pod is given back after its job: tests/dispatch/test_runpod.py.
+    """
+    clock = HurriedClock()
+    with contextlib.closing(runpod_door(tmp_path, keeps_leases=False)) as doors:
+        provider = doors.provider
+        door = doors(clock=clock)
+        door.submit(JobSpec("job-1", "tiny", 600.0, config={"sleep_s": 240}), {})
+        wait_for(lambda: door.poll("job-1").placement["stage"] == "running", what="the job")
+        (record,) = PodFiles(tmp_path / "home" / "runpod").all()
+        clock.leap((parse_utc(record.lease_until) - clock.now()).total_seconds() - 60)
+        before = provider.count("list")
+        wait_for(lambda: provider.count("list") > before + 2, what="looks before the lease ends")
+        assert provider.alive()
+        clock.leap(61)
+
+        wait_for(lambda: not provider.alive(), what="the pod's end")
+        ended = wait_for(lambda: door.poll("job-1").exit, what="the job to be given up")
+
+        assert ended.reason is ExitReason.LOST
+        assert provider.count("podTerminate") == 0
 
 
 def test_the_bill_takes_the_place_of_the_estimate(home: Path, provider: FakeRunpod) -> None:

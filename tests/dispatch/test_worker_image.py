@@ -40,6 +40,24 @@ def test_the_dockerfile_is_clean() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_compose_file_is_one_and_gives_what_the_entrypoint_wants() -> None:
+    """By the published schema; no Docker engine is needed for that."""
+    tool = shutil.which("check-jsonschema", path=str(Path(sys.executable).parent))
+    if tool is None:
+        pytest.skip("check-jsonschema is not installed (extra [dev])")
+    path = DOCKER / "compose.yaml"
+    done = subprocess.run(
+        [tool, "--builtin-schema", "vendor.compose-spec", path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+    text, entrypoint = path.read_text(), (DOCKER / "entrypoint.sh").read_text()
+    names = re.findall(r"^      ([A-Z_]+): \$\{", text, re.MULTILINE)
+    assert {"PUBLIC_KEY", "SCF_SSH_HOST_KEY"} <= set(names)
+    assert [name for name in names if name not in entrypoint] == []
+    assert (DOCKER / re.search(r"context: (\S+)", text)[1]).resolve() == ROOT
+
+
 def test_nothing_is_taken_on_trust() -> None:
     """The base by digest, each package by its hash; the builder sees two folders' files only."""
     text = (DOCKER / "Dockerfile").read_text()

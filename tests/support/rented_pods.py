@@ -161,9 +161,9 @@ class Doors:
         self.provider.__exit__()
 
 
-def runpod_door(tmp_path: Path) -> Doors:
+def runpod_door(tmp_path: Path, **arguments: Any) -> Doors:
     """For the contract suite: one provider, and the door opened anew with each call."""
-    provider = real_provider()
+    provider = real_provider(**arguments)
     provider.__enter__()
     return Doors(provider, tmp_path)
 

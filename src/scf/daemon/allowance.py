@@ -80,16 +80,14 @@ class Allowance:
 
     def approve(self, job_id: str, max_usd: float, *, usd_per_h: float) -> None:
         with self._locked():
-            before = self.of(job_id)
-            promise = Promise(
-                job_id=job_id,
-                run_id=_run_of(job_id),
-                since=before.since if before else utc_text(self._clock.now()),
-                max_usd=max_usd,
-                usd_per_h=usd_per_h,
-            )
+            promise = self._promise_of(job_id, max_usd, usd_per_h)
             self._require_room(promise)
             self._keep(promise)
+
+    def require_room(self, job_id: str, max_usd: float, *, usd_per_h: float) -> None:
+        """Raise what `approve` would, and promise nothing."""
+        with self._locked():
+            self._require_room(self._promise_of(job_id, max_usd, usd_per_h))
 
     def settle(self, job_id: str, estimated_usd: float) -> None:
         with self._locked():
@@ -124,6 +122,16 @@ class Allowance:
                 kept = {name: limit_of(store, name) for name in CAPS}
                 asked = limits_asked_for(self._home, store)
         return {name: asked.get(name, limit) for name, limit in kept.items()}
+
+    def _promise_of(self, job_id: str, max_usd: float, usd_per_h: float) -> Promise:
+        before = self.of(job_id)
+        return Promise(
+            job_id=job_id,
+            run_id=_run_of(job_id),
+            since=before.since if before else utc_text(self._clock.now()),
+            max_usd=max_usd,
+            usd_per_h=usd_per_h,
+        )
 
     def _require_room(self, promise: Promise) -> None:
         others = [row for row in self.all() if row.job_id != promise.job_id]

@@ -24,12 +24,15 @@ from scf.daemon.doors import account_of, box_of, cluster_of
 from scf.daemon.heartbeat import is_running
 from scf.daemon.rooms import own_drive
 from scf.dispatch.registry import LOCAL, RAY, RUNPOD, SSH, open_client
+from scf.dispatch.runpod_errors import KeyRefused
 from scf.dispatch.runpod_key import find_key
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 PYTHON_MIN = (3, 11)
 # A lease is told to the provider as a moment, so our clock must be about right.
+# A call is made three times at most, so half a minute for a provider that is silent.
+ANSWER_S = 10.0
 SKEW_MAX_S = 60.0
 FREE_MIN_BYTES = 10**9
 # RunPod lets nobody rent who has less than about an hour's credit.
@@ -219,9 +222,13 @@ def _runpod(config: FoundryConfig, *, offline: bool) -> Iterator[Finding]:
     if offline:
         yield Finding("runpod key", WARN, f"from {found.origin}; not tried (--offline)")
         return
-    client = open_client(account_of(config))
+    client = open_client(account_of(config), timeout_s=ANSWER_S)
     try:
-        account = client.account()
+        try:
+            account = client.account()
+        except KeyRefused as error:
+            yield Finding("runpod key", FAIL, f"from {found.origin}; not accepted", error.remedy)
+            return
         yield Finding("runpod key", OK, f"from {found.origin}; accepted")
         skew_s = client.clock_skew_s
         if skew_s is None:

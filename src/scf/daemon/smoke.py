@@ -10,12 +10,14 @@ import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scf.config import FoundryConfig
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import Clock
 from scf.core.errors import BudgetExceeded, DoorError, DoorUnavailable, ScfError
+from scf.daemon.allowance import Allowance
 from scf.daemon.doors import access_of
 from scf.dispatch.job import ExitReason, JobExit, JobPhase, JobSpec
 from scf.dispatch.pod_record import PodFiles
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 JOB_S = 60.0
 LOOK_S = 1.0
+# What fails for so long without a break (no capacity, no balance) is not waited for here.
+TROUBLE_MAX_S = 120.0
 # After the job, its outputs come back in this time, and the pod is told to end.
 RETURN_S = 180.0
 # How long the end of the pod is waited for.
@@ -100,11 +104,12 @@ def smoke(
     report = SmokeReport() if report is None else report
     access = access_of(config, clock)
     lease_s = timeout_s + RETURN_S
-    offers = _affordable(access, config.runpod.cloud, lease_s, max_usd, report, talk)
+    cloud = config.runpod.cloud
+    offers = _affordable(config.home, clock, access, cloud, lease_s, max_usd, report, talk)
     job_id = f"smoke-{secrets.token_hex(6)}"
     spec = JobSpec(job_id=job_id, kind="smoke", deadline_s=timeout_s, config={"seconds": job_s})
     # The lease is ready_s + deadline + return_s: all of it within `lease_s`.
-    wanted, cloud = access.rental, config.runpod.cloud
+    wanted = access.rental
     rental = replace(
         wanted,
         candidates=candidates((o.gpu for o in offers), config.runpod.data_centers, cloud),
@@ -136,6 +141,8 @@ def smoke(
 
 
 def _affordable(
+    home: Path,
+    clock: Clock,
     access: RunpodAccess,
     cloud: str,
     lease_s: float,
@@ -144,6 +151,8 @@ def _affordable(
     talk: Callable[[str], None],
 ) -> list[GpuOffer]:
     """The cheapest GPU types that are to be had, cheapest first."""
+    from scf.dispatch.rented_pods import OVERRUN_S, PODS_OF_AN_ORDER
+
     client = open_client(access)
     try:
         catalogue = client.gpu_offers(num_gpus=access.rental.num_gpus)
@@ -161,17 +170,20 @@ def _affordable(
     report.note("GPU types to be had", len(offered), talk)
     if not offered:
         raise DoorUnavailable("the catalogue offers no GPU at present")
-    hours = lease_s / 3600 * access.rental.num_gpus
+    hours = (lease_s + OVERRUN_S) / 3600 * access.rental.num_gpus
     fitting = [offer for offer in offered if offer.usd_per_h(cloud) * hours <= max_usd]
     if not fitting:
         least = offered[0].usd_per_h(cloud) * hours
         raise BudgetExceeded(
             f"the cheapest pod ({offered[0].gpu}) may cost {least:.2f} USD in its lease of "
-            f"{lease_s:.0f} s, over --max-usd {max_usd:.2f}",
+            f"{lease_s:.0f} s and {OVERRUN_S:.0f} s more, over --max-usd {max_usd:.2f}",
             remedy="Allow more (--max-usd), or a shorter time (--timeout).",
         )
     best = fitting[0]
     report.note("cheapest", f"{best.gpu} at {best.usd_per_h(cloud):.2f} USD/h", talk)
+    usd_per_h = PODS_OF_AN_ORDER * best.usd_per_h(cloud) * access.rental.num_gpus
+    max_usd = PODS_OF_AN_ORDER * best.usd_per_h(cloud) * hours
+    Allowance(home, clock).require_room("the smoke test", max_usd, usd_per_h=usd_per_h)
     return fitting[:OFFERS_MAX]
 
 
@@ -185,22 +197,31 @@ def _run(
 ) -> JobExit:
     began = clock.monotonic()
     door.submit(spec, {})
-    stage = ""
+    stage, trouble, troubled_at = "", "", 0.0
     while True:
         try:
             status = door.poll(spec.job_id)
         except DoorUnavailable as error:
-            talk(f"... {error}")
+            said = str(error)
         else:
+            said = str(status.placement.get("trouble", ""))
             now_at = str(status.placement.get("stage", ""))
             if now_at != stage:
-                stage = now_at
+                stage, trouble = now_at, ""
                 report.note(f"stage {stage}", f"after {clock.monotonic() - began:.1f} s", talk)
             if status.phase is JobPhase.ENDED:
                 assert status.exit is not None
                 return status.exit
+        if said and not trouble:
+            troubled_at = clock.monotonic()
+        if said and said != trouble:
+            talk(f"... {said}")
+            trouble = said  # until the next stage: between two candidates there is none
+        if trouble and clock.monotonic() - troubled_at > TROUBLE_MAX_S:
+            return JobExit(ExitReason.TIMED_OUT, f"nothing else for {TROUBLE_MAX_S:g} s: {trouble}")
         if clock.monotonic() - began > timeout_s:
-            return JobExit(ExitReason.TIMED_OUT, f"no end after {timeout_s:g} s")
+            why = f"; {trouble}" if trouble else ""
+            return JobExit(ExitReason.TIMED_OUT, f"no end after {timeout_s:g} s{why}")
         clock.sleep(LOOK_S)
 
 

@@ -146,12 +146,15 @@ def open_runpod(jobs: Folder, home: Path, access: RunpodAccess) -> "RunpodDoor":
     return door
 
 
-def open_client(access: RunpodAccess) -> "RunpodClient":
-    """The account's client."""
+def open_client(access: RunpodAccess, *, timeout_s: float = 30.0) -> "RunpodClient":
+    """The account's client; no call takes longer than `timeout_s`, and few are made three times."""
     from scf.dispatch.runpod_client import GRAPHQL, REST, ApiKey, RunpodClient
 
     return RunpodClient(
-        ApiKey(access.key), rest=access.rest or REST, graphql=access.graphql or GRAPHQL
+        ApiKey(access.key),
+        rest=access.rest or REST,
+        graphql=access.graphql or GRAPHQL,
+        timeout_s=timeout_s,
     )
 
 

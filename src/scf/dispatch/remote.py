@@ -99,6 +99,7 @@ class RemoteDoor:
         if record.has_ended:
             return JobStatus(JobPhase.ENDED, self._how_it_ended(job_id, record, mark), placement)
         if record.trouble is not None:
+            placement["trouble"] = record.trouble.text
             since = parse_utc(record.trouble.since)
             if self._clock.now() - since > timedelta(seconds=self._settings.patience_s):
                 raise DoorUnavailable(

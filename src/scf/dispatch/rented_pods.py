@@ -25,7 +25,7 @@ from scf.dispatch.pod_record import PodBook, PodRecord, PodState, Rented
 from scf.dispatch.purse import Purse
 from scf.dispatch.rental import Candidate, RunpodSettings
 from scf.dispatch.runpod_client import RunpodClient
-from scf.dispatch.runpod_errors import CreateUnknown, NotPlaced
+from scf.dispatch.runpod_errors import CreateUnknown, NotPlaced, RequestRefused
 from scf.dispatch.runpod_model import CLUSTER_PODS_MAX, GpuOffer, PodStatus
 from scf.dispatch.sweeping import name_prefix, strays, sweep
 from scf.dispatch.transfer import BoxUnreachable, Link, SshLink
@@ -242,6 +242,10 @@ class RentedPods:
             self._next_candidate(record, str(error))
         except CreateUnknown:
             raise
+        except RequestRefused as error:
+            # It would be refused for ever. No pod was made, and the job has no other place.
+            self._next_candidate(record, str(error))
+            raise MachineGone(f"refused: {error}") from error
         except (DoorError, OperatorError) as error:
             # The client says for each of these that no pod was made.
             self._book.write(

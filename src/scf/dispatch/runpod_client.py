@@ -296,7 +296,9 @@ class RunpodClient:
         except httpx.ReadTimeout:
             return
         except httpx.HTTPError as error:
-            raise ProviderFault(f"logs of {pod_id}: {type(error).__name__}") from error
+            raise ProviderFault(
+                f"logs of {pod_id}: RunPod does not answer ({type(error).__name__})"
+            ) from error
 
     def _create_call(self, order: PodOrder, route: str) -> tuple[str, dict[str, Any]]:
         if order.num_pods > 1:
@@ -332,7 +334,9 @@ class RunpodClient:
                 reply = self._send(method, address, query=query, json_body=json_body)
             except httpx.HTTPError as error:
                 if is_last:
-                    raise ProviderFault(f"{what}: {type(error).__name__}") from error
+                    raise ProviderFault(
+                        f"{what}: RunPod does not answer ({type(error).__name__})"
+                    ) from error
             else:
                 if reply.status < 500 or is_last:
                     return reply

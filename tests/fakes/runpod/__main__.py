@@ -13,6 +13,7 @@ Nothing of it is rented: no account, no GPU, no money.
 
 import argparse
 import json
+import signal
 import sys
 import threading
 import time
@@ -85,6 +86,8 @@ def main() -> None:
     with provider:
         print(f"export RUNPOD_API_KEY={provider.key}")
         print(f"# scf.toml\n{runpod_section(provider)}", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
