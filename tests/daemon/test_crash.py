@@ -91,9 +91,9 @@ def test_a_kill_at_a_failpoint_loses_and_repeats_nothing(
     """One kill there, one start without it, and everything is as if nothing had happened."""
     code = works.run_process("--until-idle", SCF_FAIL=f"{name}:kill:{passage}")
     # The job's programs get the same environment; what kills them is retried like any lost job.
-    assert code in {-signal.SIGKILL, 0}
+    assert code in {-signal.SIGKILL, 0}, works.said()
 
-    assert works.run_process("--until-idle") == 0
+    assert works.run_process("--until-idle") == 0, works.said()
 
     require_once(works)
 
@@ -108,7 +108,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(works: Works, seed: int
         child.kill()
         child.wait()
 
-    assert works.run_process("--until-idle") == 0
+    assert works.run_process("--until-idle") == 0, works.said()
 
     require_once(works)
 
@@ -122,6 +122,6 @@ def test_a_stopped_daemon_goes_on_where_it_was(works: Works) -> None:
         go.touch()  # the job ends meanwhile
         time.sleep(1.5)
         child.send_signal(signal.SIGCONT)
-        assert child.wait(timeout=120) == 0
+        assert child.wait(timeout=120) == 0, works.said()
 
     require_once(works)

@@ -1,7 +1,9 @@
 """A release is made once, whole, and names the one before it."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -11,6 +13,7 @@ import pytest
 
 from scf.audit.check import check_log
 from scf.core.errors import BudgetExceeded, DriveError, UsageError
+from scf.release import contents
 from scf.release.archive import ReleaseDamaged
 from scf.release.verify_release import verify_release
 from scf.release.weekly import (
@@ -21,10 +24,11 @@ from scf.release.weekly import (
     release_name,
 )
 from scf.storage import failpoint
+from scf.vault.shard import read_shard
 from scf.zoo.entry import GenerationDamaged
 from support.foundries import SmallFoundry, small_foundry, tree_bytes
 from support.processes import python_env
-from support.releases import promote, releasable, release_week, zoo_of
+from support.releases import promote, releasable, release_week, take_away, zoo_of
 from support.runs import fill_vault, measured_run
 
 
@@ -233,6 +237,31 @@ def test_a_vault_that_lost_a_shard_is_not_released(place: SmallFoundry) -> None:
     with pytest.raises(Exception, match=shard.name):
         release_week(place)
     assert names(place) == []
+
+
+def test_the_list_of_fossils_is_proven_by_the_manifests_not_by_reading_shards(
+    place: SmallFoundry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index gives it, and is not believed: what does not lead to a signed root is read anew."""
+    read: list[str] = []
+
+    def noting(path: Path, **about: bool):
+        read.append(path.name)
+        return read_shard(path, **about)
+
+    monkeypatch.setattr(contents, "read_shard", noting)
+    released = release_week(place)
+    assert read == []
+
+    with contextlib.closing(sqlite3.connect(place.home / "vault_index.db")) as index, index:
+        index.execute("UPDATE fossils SET verdict = 'FAIL' WHERE line = 1")
+    told = (released.path / "evidence" / "fossils.txt").read_bytes()
+    take_away(released.path)
+    again = release_week(place)
+
+    assert (again.path / "evidence" / "fossils.txt").read_bytes() == told
+    shards = (place.root / "fossil_vault" / "shards").glob("*/*.ndjson")
+    assert sorted(read) == sorted(path.name for path in shards)
 
 
 def test_an_earlier_release_that_cannot_be_read_stops_the_chain(place: SmallFoundry) -> None:

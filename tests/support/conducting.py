@@ -98,6 +98,11 @@ class Works:
                 stderr=said,
             )
 
+    def said(self) -> str:
+        """The end of what daemon processes said on stderr: why one ended as it did."""
+        path = self.base / "daemon.err"
+        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
     def run_process(self, *options: str, **env: str) -> int:
         """Run it to its end."""
         return self.start(*options, **env).wait(timeout=240)

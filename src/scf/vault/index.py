@@ -188,12 +188,13 @@ class Index:
     def within(self, shards: Iterable[str]) -> "IndexPart":
         """The same questions about these shards alone; one choice at a time."""
         self._db.executescript(
-            "DROP TABLE IF EXISTS temp.chosen; CREATE TEMP TABLE chosen (id INTEGER PRIMARY KEY);"
+            "DROP TABLE IF EXISTS temp.chosen;"
+            "CREATE TEMP TABLE chosen (id INTEGER PRIMARY KEY, place INTEGER NOT NULL);"
         )
         self._db.execute("BEGIN")
         self._db.executemany(
-            "INSERT OR IGNORE INTO temp.chosen SELECT id FROM shards WHERE path = ?",
-            ((path,) for path in shards),
+            "INSERT OR IGNORE INTO temp.chosen SELECT id, ?1 FROM shards WHERE path = ?2",
+            enumerate(shards),
         )
         self._db.execute("COMMIT")
         return IndexPart(self._db)
@@ -221,7 +222,8 @@ class IndexPart:
     def contains(self, cid: str) -> bool:
         """Whether one of the shards holds this fossil."""
         row = self._db.execute(
-            "SELECT 1 FROM fossils WHERE digest = ? AND shard IN temp.chosen", (cid_digest(cid),)
+            "SELECT 1 FROM fossils JOIN temp.chosen ON id = shard WHERE digest = ?",
+            (cid_digest(cid),),
         ).fetchone()
         return row is not None
 
@@ -229,14 +231,15 @@ class IndexPart:
         """Each family with its number of fossils, by name."""
         query = (
             "SELECT name, COUNT(*) FROM fossils JOIN families ON families.id = family"
-            " WHERE shard IN temp.chosen GROUP BY family ORDER BY name"
+            " WHERE shard IN (SELECT id FROM temp.chosen) GROUP BY family ORDER BY name"
         )
         yield from map(tuple, self._db.execute(query))
 
     def blocks_of(self, family: str) -> list[int]:
         """The numbers `line // 64` at which fossils of this family stand, ascending."""
         query = (
-            "SELECT DISTINCT line / ? AS block FROM fossils WHERE shard IN temp.chosen"
+            "SELECT DISTINCT line / ? AS block FROM fossils"
+            " WHERE shard IN (SELECT id FROM temp.chosen)"
             " AND family = (SELECT id FROM families WHERE name = ?) ORDER BY block"
         )
         return [int(block) for (block,) in self._db.execute(query, (FAMILY_BLOCK, family))]
@@ -244,10 +247,21 @@ class IndexPart:
     def cids(self) -> Iterator[str]:
         """Every CID, ascending."""
         query = (
-            "SELECT cid_text(digest) AS cid FROM fossils WHERE shard IN temp.chosen ORDER BY cid"
+            "SELECT cid_text(digest) AS cid FROM fossils"
+            " WHERE shard IN (SELECT id FROM temp.chosen) ORDER BY cid"
         )
         for (cid,) in self._db.execute(query):
             yield cid
+
+    def in_order(self) -> Iterator[tuple[int, Location]]:
+        """Every fossil, with the place of its shard among those chosen; shard by shard, by line."""
+        query = (
+            "SELECT place, cid_text(digest), shards.path, line, families.name, verdict FROM fossils"
+            " JOIN temp.chosen ON chosen.id = shard JOIN shards ON shards.id = shard"
+            " JOIN families ON families.id = family ORDER BY place, line"
+        )
+        for place, *row in self._db.execute(query):
+            yield place, Location(*row)
 
 
 def _root(db: sqlite3.Connection, query: str) -> str:
