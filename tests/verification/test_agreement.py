@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scf.models.record import FieldLayout, RecordLayout
-from scf.verification.agreement import agreement, observables, paired, pareto, ranks
+from scf.verification.agreement import agreement, loss_by_sigma, observables, paired, pareto, ranks
 from scf.verification.denoising import HeldOut, add_noise
 from support.gaussian_records import gaussian_points, record_energy
 
@@ -41,9 +41,22 @@ def test_the_truth_agrees_with_itself() -> None:
     # At its beginning a model is its Gaussian.
     for band in pages["loss_by_sigma"]:
         assert band["loss"] == pytest.approx(band["gaussian"], rel=1e-4)
+        assert abs(band["slope_gap"]) < 5 * band["slope_gap_error"]
     assert pages["auroc_paired"]["raised"] > 0.9
     low, high = pages["energy_real"]["ci95"]
     assert low < pages["energy_real"]["mean"] < high
+
+
+def test_the_slope_s_gap_sees_a_normaliser_that_drifts() -> None:
+    """Half a nat too much for each factor e of sigma: seen in every band, in nats."""
+    energy, held = record_energy(LAYOUT, waves(600, 0)), held_out(waves(250, 1))
+    noisy = add_noise(held, energy, seed=0)
+    before = loss_by_sigma(energy, noisy, held.families)
+    energy.model.offset_L.copy_(0.5 * energy.model.offset_grid_L)
+    after = loss_by_sigma(energy, noisy, held.families)
+    for one, other in zip(before, after, strict=True):
+        assert other["slope_gap"] - one["slope_gap"] == pytest.approx(0.5, abs=1e-3)
+        assert other["loss"] == one["loss"]
 
 
 def test_observables_see_amplitude_and_lost_neighbours() -> None:

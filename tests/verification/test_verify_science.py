@@ -68,7 +68,7 @@ def test_a_case_from_training_to_table() -> None:
         seconds=5,
         seed=0,
         tell=lambda _: None,
-        keep=lambda case, measured: kept.update({case.name: measured}),
+        keep=lambda case, measured, report: kept.update({case.name: (measured, report)}),
     )
     assert [row["verdict"] for row in report["table"]] == ["met", "SHORT", *["sound"] * 3]
     assert (report["met"], report["right"]) == (False, False)
@@ -76,7 +76,9 @@ def test_a_case_from_training_to_table() -> None:
     assert lines[2].endswith("SHORT")
     assert lines[3].split() == ["field", "checks", "3", "sound"]
     assert lines[-1] == report["summary"]
-    assert kept["field"].sampled.shape == (1024, 6, 6)
+    measured, so_far = kept["field"]
+    assert measured.sampled.shape == (1024, 6, 6)
+    assert so_far == report
     json.dumps(report, allow_nan=False)
 
 

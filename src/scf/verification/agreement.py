@@ -12,7 +12,10 @@ Everything here is measured beside what chance alone would show:
   lie anywhere alike; the largest gap (Kolmogorov, Smirnov) and what chance gives in 95 of 100.
 * auroc_paired: chance that spoiling a record raises its own energy. `auroc` compares records with
   each other, and falls where real records differ much in likelihood.
-* loss_by_sigma: denoising loss in bands of noise, beside that of the full-covariance Gaussian.
+* loss_by_sigma: denoising loss in bands of noise, beside that of the full-covariance Gaussian; and
+  how well energies of different noise levels go together: `slope_gap`, the mean of dE/d(ln sigma)
+  minus D - |n|^2 in nats, which is zero for a normalised energy, with its standard error over
+  families.
 """
 
 import itertools
@@ -25,7 +28,7 @@ import torch
 
 from scf.models.record import FieldLayout, Floats
 from scf.models.record_energy import RecordEnergy
-from scf.verification.denoising import HeldOut, NoisyHeldOut, summary
+from scf.verification.denoising import LEVELS, HeldOut, NoisyHeldOut, summary
 from scf.verification.distances import beside_floor
 
 # Shapes: N fossils, M samples, D modelled numbers.
@@ -65,7 +68,7 @@ def agreement(
         "observables": observables(energy, held_out, sampled_MD),
         "sliced_wasserstein": {"sampled": found, "floor": floor},
         "ranks": ranks(*energies),
-        "loss_by_sigma": loss_by_sigma(energy, noisy),
+        "loss_by_sigma": loss_by_sigma(energy, noisy, held_out.families),
     }
 
 
@@ -155,14 +158,24 @@ def paired(
     }
 
 
-def loss_by_sigma(energy: RecordEnergy, noisy: NoisyHeldOut) -> list[dict[str, Any]]:
-    """Denoising loss in bands of noise, the model's beside its Gaussian's (4096 records)."""
+def loss_by_sigma(
+    energy: RecordEnergy, noisy: NoisyHeldOut, families: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Denoising loss in bands of noise, the model's beside its Gaussian's, and the slope's gap.
+
+    Of 4096 noisy records at most. The slope is calibrated where the gap is a few of its errors.
+    """
     x_ND, c_NK = noisy.x_ND[:_ROWS], noisy.c_NK[:_ROWS]
     noise_ND, sigma_N = noisy.noise_ND[:_ROWS], noisy.sigma_N[:_ROWS]
     z, c = energy.to_model(x_ND, c_NK)
     sigma = torch.from_numpy(sigma_N).to(z)
-    model_ND = energy.model.derivatives(z, sigma, c).gradient_BD
+    found = energy.model.derivatives(z, sigma, c)
+    model_ND = found.gradient_BD
     _, gaussian_ND, _ = energy.model.base.energy(z, sigma, c)
+    # Equation (6) of docs/science.md: given z both have the same mean.
+    slope_N = found.noise_slope_B.detach().cpu().double().numpy()
+    gap_N = slope_N - (noise_ND.shape[1] - np.square(noise_ND).sum(axis=1))
+    family_N = np.repeat(np.array(families), LEVELS)[:_ROWS]
     losses = [
         (1 + sigma_N**2)
         * np.square(noise_ND - sigma_N[:, None] * gradient.cpu().double().numpy()).mean(axis=1)
@@ -178,6 +191,8 @@ def loss_by_sigma(energy: RecordEnergy, noisy: NoisyHeldOut) -> list[dict[str, A
                     "sigma_to": float(sigma_N[inside].max()),
                     "loss": float(losses[0][inside].mean()),
                     "gaussian": float(losses[1][inside].mean()),
+                    "slope_gap": float(gap_N[inside].mean()),
+                    "slope_gap_error": _error(_means(gap_N[inside], family_N[inside].tolist())),
                 }
             )
     return pages

@@ -89,11 +89,7 @@ def table_lines(report: dict[str, Any]) -> list[str]:
     table = report["table"]
     lines = [f"{'system':18} {'figure':26} {'asked':>10} {'measured':>10}  verdict"]
     for name in dict.fromkeys(row["system"] for row in table):
-        rows = [row for row in table if row["system"] == name]
-        checks = [row for row in rows if row["verdict"] == SOUND]
-        lines += [_line(name, row) for row in rows if row["verdict"] != SOUND]
-        if checks:
-            lines.append(f"{name:18} {'checks':26} {'':>10} {len(checks):>10}  {SOUND}")
+        lines += row_lines([row for row in table if row["system"] == name])
     lines += ["", f"{'system':18} {'records':>8} {'steps':>7} {'training':>10} {'measuring':>10}"]
     lines += [
         f"{took['system']:18} {took['records']:>8} {took['steps']:>7} "
@@ -103,6 +99,15 @@ def table_lines(report: dict[str, Any]) -> list[str]:
     return [*lines, "", summary_of(table)]
 
 
-def _line(name: str, row: Mapping[str, Any]) -> str:
+def row_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of one system; its checks on one line while they are sound."""
+    lines = [_line(row) for row in rows if row["verdict"] != SOUND]
+    sound = sum(row["verdict"] == SOUND for row in rows)
+    if sound:
+        lines.append(f"{rows[0]['system']:18} {'checks':26} {'':>10} {sound:>10}  {SOUND}")
+    return lines
+
+
+def _line(row: Mapping[str, Any]) -> str:
     found = "none" if row["measured"] is None else f"{row['measured']:.5f}"
-    return f"{name:18} {row['figure']:26} {row['asked']:>10} {found:>10}  {row['verdict']}"
+    return f"{row['system']:18} {row['figure']:26} {row['asked']:>10} {found:>10}  {row['verdict']}"

@@ -31,7 +31,13 @@ from scf.verification.reference_xy import XYLattice
 from scf.verification.science_cases import CASES, Case, Joined, System, apart, case_named
 from scf.verification.science_figures import Measured, measure_case
 from scf.verification.science_pictures import draw_science
-from scf.verification.science_table import is_right, rows_of, summary_of, table_lines
+from scf.verification.science_table import (
+    is_right,
+    row_lines,
+    rows_of,
+    summary_of,
+    table_lines,
+)
 
 SCHEMA = "scf.science/1"
 REPORT_NAME = "science.json"
@@ -98,7 +104,7 @@ def run_cases(
     seconds: float | None = None,
     seed: int,
     tell: Callable[[str], object],
-    keep: Callable[[Case, Measured], None],
+    keep: Callable[[Case, Measured, dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Train and measure each case; the content of `science.json`.
 
@@ -107,10 +113,11 @@ def run_cases(
         seconds: CPU seconds of training for each; default each case's own.
         seed: Of records, training and measuring.
         tell: Told of progress.
-        keep: Given what each picture needs.
+        keep: Given what each picture needs and the report so far, after each case.
     """
     results: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
+    report = _report(table, results, seed=seed, seconds=seconds)
     for case in cases:
         tell(f"{case.name}: {case.about}\n")
         model, system, took = train_case(case, seconds=seconds or case.seconds, seed=seed)
@@ -121,8 +128,20 @@ def run_cases(
         table += rows
         finite = {k: v if math.isfinite(v) else None for k, v in measured.figures.items()}
         results.append({"system": case.name, **took, "figures": finite})
-        keep(case, measured)
+        report = _report(table, results, seed=seed, seconds=seconds)
+        keep(case, measured, report)
+        tell("".join(f"  {line}\n" for line in row_lines(rows)))
         tell(f"  {took['steps']} steps, {took['cpu_seconds']} CPU seconds\n")
+    return report
+
+
+def _report(
+    table: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    *,
+    seed: int,
+    seconds: float | None,
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "seed": seed,
@@ -147,9 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"--seconds {options.seconds} must be above 0")
         out = Folder.at(options.out)
 
-        def keep(case: Case, measured: Measured) -> None:
+        def keep(case: Case, measured: Measured, so_far: dict[str, Any]) -> None:
             with out.open_staged(f"{case.name}.png") as file:
                 draw_science(file, case.about, measured)
+            out.write_json(REPORT_NAME, so_far)
 
         report = run_cases(
             [case_named(name) for name in options.system]
@@ -159,7 +179,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell=sys.stderr.write,
             keep=keep,
         )
-        out.write_json(REPORT_NAME, report)
         if options.json:
             sys.stdout.write(json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")
         else:
