@@ -153,6 +153,24 @@ def test_records_of_another_kind_are_refused(points: scf.Model) -> None:
         scf.fit(gaussian_points(100), wdith=3)
 
 
+@pytest.mark.parametrize(
+    ("x", "sigma", "error"),
+    [
+        ([[1.0, np.nan]], 0.1, NonFiniteField),
+        ([[1.0, np.inf]], 0.1, NonFiniteField),
+        ([["a", "b"]], 0.1, UsageError),
+        (np.ones((2, 2)) + 1j, 0.1, UsageError),
+        (torch.ones(2, 2, dtype=torch.complex64), 0.1, UsageError),
+        (np.ones((2, 2)), "small", UsageError),
+        (np.ones((2, 2)), [0.1, 0.1, 0.1], UsageError),
+    ],
+)
+def test_what_is_no_record_has_no_energy(points: scf.Model, x, sigma, error) -> None:
+    """An error with a name: no NaN goes through, and no imaginary part is dropped."""
+    with pytest.raises(error):
+        points.energy(x, sigma)
+
+
 def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     """Steps, not seconds, decide; threads are left as they were."""
     before = torch.get_num_threads()

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from scf.core.errors import UsageError
 from scf.models.energy_model import EnergyModel
+from scf.models.losses import expected_noise
 from scf.models.noise import NoiseRange
 from scf.models.record import FieldLayout, RecordLayout
+from scf.training.api import fit
 from scf.training.compiled import CompiledLoss, plain_loss, wants_compiled
 from scf.training.data import Drawn, ModelRows
 from scf.training.distributed import ALONE
@@ -209,3 +212,37 @@ def test_noise_of_a_row_does_not_depend_on_who_draws_it() -> None:
         assert whole.mean().abs() < 0.2
         assert (whole.std() - 1).abs() < 0.1
         assert len(torch.unique(whole[:, 0])) == 50
+
+
+@pytest.mark.parametrize("is_paired", [False, True])
+def test_targets_are_shared_within_groups_of_records(is_paired: bool, monkeypatch) -> None:
+    """Rows of 10 records in groups of 4: each aims at the mean over its own group's records."""
+    monkeypatch.setattr("scf.training.noising._GROUP_MAX", 4)
+    z = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    drawn = Drawn(ModelRows(z, torch.zeros(10, 0)), torch.arange(10))
+    settings = {"seed": 0, "step": 1, "num_places": 10, "is_paired": is_paired}
+    own = noisy(drawn, NoiseRange(), **settings)
+    shared = noisy(drawn, NoiseRange(), is_shared=True, **settings)
+    torch.testing.assert_close(shared.noise_BD, own.noise_BD)
+    assert own.expected is None
+    for row in range(len(own)):
+        group = z[row % 10 // 4 * 4 : row % 10 // 4 * 4 + 4]
+        wanted = expected_noise(
+            own.clean_BD[row : row + 1],
+            own.noise_BD[row : row + 1],
+            own.sigma_B[row : row + 1],
+            among_MD=group,
+        )
+        torch.testing.assert_close(shared.expected.noise_BD[row : row + 1], wanted.noise_BD)
+        torch.testing.assert_close(shared.expected.square_B[row : row + 1], wanted.square_B)
+
+
+def test_sharing_is_for_records_that_are_alike() -> None:
+    """Given fields or a true score: each row its own target, and an error where it is asked for."""
+    rng = np.random.default_rng(0)
+    arrays = {"force": rng.normal(size=(100, 1)), "place": rng.normal(size=(100, 1))}
+    asked = {"preset": "tiny", "max_steps": 1, "targets": "shared", "calibration_particles": 0}
+    with pytest.raises(UsageError, match="given fields"):
+        fit(arrays, given=["force"], **asked)
+    with pytest.raises(UsageError, match="true score"):
+        fit(arrays["place"], true_score=-arrays["place"], **asked)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from scf.core.errors import TrainingError, UsageError
+from scf.models.frame import NonFiniteField
 from scf.models.record import FieldLayout, Floats, LayoutMismatch, RecordLayout
 from scf.models.record_energy import RecordEnergy
 from scf.storage.partitions import Folder
@@ -134,7 +135,8 @@ class Model:
 
         Raises:
             LayoutMismatch: The records are of another kind than the model's.
-            UsageError: A sigma that is not above zero.
+            NonFiniteField: A record holds NaN or an infinity.
+            UsageError: Not real numbers, or a sigma that is not above zero.
         """
         rows = self._rows(x, condition)
         sigma_N = self._sigma(sigma, rows)
@@ -343,9 +345,9 @@ class Model:
 
     def _sigma(self, sigma: Any, rows: _Rows) -> Tensor:
         """Sigma of each record in the model's own scale, (N,)."""
-        value = torch.from_numpy(
-            np.asarray(as_numpy(self.default_sigma if sigma is None else sigma))
-        )
+        sigma = self.default_sigma if sigma is None else sigma
+        _need_real(sigma, "sigma")
+        value = torch.from_numpy(np.asarray(as_numpy(sigma)))
         if value.dim() > 1 or (value.dim() == 1 and len(value) != len(rows.x_ND)):
             raise UsageError(f"sigma of shape {list(value.shape)} for {len(rows.x_ND)} records")
         if not bool((value > 0).all() & value.double().isfinite().all()):
@@ -474,6 +476,17 @@ def _a_tensor(arrays: Any) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
+def _need_real(value: Any, what: str) -> None:
+    """Raises UsageError for what is not made of real numbers."""
+    if isinstance(value, Tensor):
+        found, is_real = str(value.dtype), not value.is_complex()
+    else:
+        dtype = np.asarray(value).dtype
+        found, is_real = str(dtype), dtype.kind in "biuf"
+    if not is_real:
+        raise UsageError(f"{what} holds {found}, not real numbers")
+
+
 def _flatten(arrays: Mapping[str, Any], fields: Sequence[FieldLayout]) -> Tensor:
     """Modelled fields side by side, (N, D), float64, gradients kept."""
     columns: list[Tensor] = []
@@ -481,12 +494,15 @@ def _flatten(arrays: Mapping[str, Any], fields: Sequence[FieldLayout]) -> Tensor
         if field.name not in arrays:
             raise LayoutMismatch(f"field {field.name!r} is missing")
         value = arrays[field.name]
+        _need_real(value, f"field {field.name!r}")
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         if tensor.shape[1:] != field.shape or tensor.dim() == 0:
             raise LayoutMismatch(
                 f"field {field.name!r} has shape {list(tensor.shape)}, "
                 f"expected [records, {', '.join(map(str, field.shape))}]"
             )
+        if not bool(tensor.isfinite().all()):
+            raise NonFiniteField(field.name)
         columns.append(tensor.double().cpu().reshape(len(tensor), field.size))
     if len({len(column) for column in columns}) > 1:
         raise LayoutMismatch("fields hold different numbers of records")
