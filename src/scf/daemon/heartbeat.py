@@ -80,7 +80,8 @@ def read_state(home: Path) -> dict[str, Any]:
     known = shown if isinstance(shown, dict) else {}
     if is_running(home):
         return known
-    return {**known, "state": str(DaemonState.STOPPED), "held": None}
+    known.pop("held", None)  # a daemon that is gone holds nothing back
+    return {**known, "state": str(DaemonState.STOPPED)}
 
 
 def is_running(home: Path) -> bool:
