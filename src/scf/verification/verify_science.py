@@ -168,7 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def keep(case: Case, measured: Measured, so_far: dict[str, Any]) -> None:
             with out.open_staged(f"{case.name}.png") as file:
-                draw_science(file, case.about, measured)
+                draw_science(
+                    file,
+                    case.about,
+                    measured,
+                    is_field=bool(case.boundary),
+                    unit="the system's own unit" if case.unit else "standard deviations",
+                )
             out.write_json(REPORT_NAME, so_far)
 
         report = run_cases(
