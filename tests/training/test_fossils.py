@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -5,12 +6,15 @@ import pytest
 import torch
 
 from scf.core.errors import InputError, UsageError
+from scf.core.identity import sha256_hex
 from scf.daemon.setup import FoundryPlaces
 from scf.fertilization.batch_plan import make_plan
 from scf.models.record import LayoutMismatch
+from scf.storage.partitions import Folder
 from scf.training.data import load_data
 from scf.training.fossils import NonFiniteFossils, open_source
 from scf.training.train_config import TrainConfig
+from scf.training.train_ebdm import train
 from support.gaussian_records import gaussian_points, write_points
 from support.vaults import ingest, open_vault
 
@@ -93,3 +97,52 @@ def test_a_plan_with_a_mixture_is_streamed_by_its_shares(
     seen = torch.cat([minibatches.draw(step).rows.z_ND for step in range(1, steps + 1)])
     fresh = float((seen[:, 0] > 0.5).float().mean())
     assert fresh == pytest.approx(0.5, abs=0.02)
+
+
+def weighed(folder: Path) -> tuple[Path, Path, list[str]]:
+    """Forty points; a file that gives half of them no weight; the CIDs of those."""
+    write_points(folder / "points.ndjson", gaussian_points(40))
+    text = (folder / "points.ndjson").read_text()
+    cids = [json.loads(line)["cid"] for line in text.splitlines()]
+    lines = [{"schema": "scf.weights/1", "default": 1.0}]
+    lines += [{"cid": cid, "weight": 0.0} for cid in cids[:20]]
+    (folder / "w.ndjson").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "points.ndjson", folder / "w.ndjson", cids[:20]
+
+
+def test_weights_say_how_often_a_fossil_is_used(tmp_path: Path) -> None:
+    """Weight 0: no minibatch has it, while frame and moments are of all; the digest is recorded."""
+    points, file, without = weighed(tmp_path)
+    source = opened(points, weights=file)
+
+    used = {cid for minibatch in source.epoch() for cid in minibatch["_cid"]}
+    data = load_data(source, TrainConfig(validation_fraction=0.0))
+
+    assert len(used) == 20
+    assert not used & set(without)
+    assert int(data.moments.count.sum()) == 40
+    assert data.rows is None  # streamed, since the mixture is the source's
+    assert source.describe()["weights_sha256"] == sha256_hex(file.read_bytes())
+    assert opened(points).describe()["weights_sha256"] is None
+
+
+def test_a_run_goes_on_with_its_own_weights_alone(tmp_path: Path) -> None:
+    """Other weights, or none, are refused before a step is taken; the same file is not."""
+    points, file, _ = weighed(tmp_path)
+    other = tmp_path / "other.ndjson"
+    other.write_text(file.read_text().replace('"weight": 0.0', '"weight": 0.5'))
+    config = TrainConfig(
+        max_steps=2, width=8, depth=1, batch_size=8, calibration_particles=0, device="cpu"
+    )
+    out = Folder.at(tmp_path / "out")
+    train(opened(points, weights=file, batch_size=8), out, config)
+    longer = dataclasses.replace(config, max_steps=4)
+
+    for weights in (other, None):
+        with pytest.raises(UsageError, match="weights"):
+            train(opened(points, weights=weights, batch_size=8), out, longer, resume=True)
+    went_on = train(opened(points, weights=file, batch_size=8), out, longer, resume=True)
+
+    assert went_on.step == 4
+    with pytest.raises(UsageError, match="no file"):
+        opened(points, weights=tmp_path / "nowhere")

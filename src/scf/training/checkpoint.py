@@ -134,8 +134,9 @@ def describe(
         "sigma_unit": energy.sigma_unit,
         "sigma_range": list(energy.sigma_range),
         "score_sigma": training.score_sigma * energy.sigma_scale,
-        # Where the parent lay is this machine's matter; `parent` says what it was.
-        "training": {**training.to_json(), "parent": ""},
+        # Where the parent and the weights lay is this machine's matter; `parent` and `data` say
+        # what they were.
+        "training": {**training.to_json(), "parent": "", "weights": ""},
         "data": data,
         "parent": parent,
         "code": {"scf": scf.__version__, "torch": torch.__version__},

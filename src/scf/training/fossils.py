@@ -1,5 +1,6 @@
 """Training fossils from a batch plan or from plain NDJSON files, through the batcher."""
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ class BatcherSource:
         *,
         batch_size: int,
         boundary: str = "",
+        weights_sha256: str | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._open_batcher = open_batcher
         self._batcher = open_batcher(rank, world_size)
-        self._plan, self._boundary = plan, boundary
+        self._plan, self._boundary, self._weights_sha256 = plan, boundary, weights_sha256
         self._stream: Iterator[Mapping[str, Any]] = iter(())
         self._parts: list[BatcherSource] = []
         self.batch_size = batch_size
@@ -40,6 +42,7 @@ class BatcherSource:
             self._plan,
             batch_size=self.batch_size,
             boundary=self._boundary,
+            weights_sha256=self._weights_sha256,
             rank=rank,
             world_size=world_size,
         )
@@ -81,16 +84,17 @@ class BatcherSource:
         self._batcher.set_state(state)
 
     def describe(self) -> dict[str, Any]:
-        """Plan and refusals, for `config.json`."""
+        """Plan, weights and refusals, for `config.json`."""
         return {
             "plan_id": self._plan.plan_id if self._plan else None,
             "merkle_root": self._plan.merkle_root if self._plan else None,
+            "weights_sha256": self._weights_sha256,
             "refused": dict(self._batcher.refusals.kinds),
         }
 
 
 class MixedBatcherSource(BatcherSource):
-    """A plan whose fresh and replayed fossils are mixed: an epoch has some oftener than others."""
+    """Fossils with weights, or a plan that mixes: an epoch has some oftener than others."""
 
     def every_fossil(self) -> Iterator[Mapping[str, Any]]:
         """Each fossil once; the batcher stays where it is."""
@@ -106,6 +110,7 @@ def open_source(
     seed: int,
     memory_bytes: int,
     cache_share: float = CACHE_SHARE,
+    weights: Path | None = None,
 ) -> BatcherSource:
     """Open the fossils that a run is to learn from.
 
@@ -114,8 +119,10 @@ def open_source(
     numbers that are not finite, stop the run, because going on would train on something else than
     was meant.
 
+    `weights` is a file that says how often fossils are used (docs/formats/weights.md).
+
     Raises:
-        UsageError: A plan without a vault.
+        UsageError: A plan without a vault, or no file of weights there.
         LayoutMismatch, NonFiniteFossils, InputError: What is wrong with the fossils.
     """
     if plan is not None:
@@ -125,6 +132,16 @@ def open_source(
         boundary = plan_boundary(batch_plan, vault)
     else:
         batch_plan, boundary = None, _boundary(list(paths or ()))
+
+    digest = None
+    if weights is not None:
+        if not weights.is_file():
+            raise UsageError(
+                f"weights: there is no file {weights}",
+                remedy="Name a file as docs/formats/weights.md describes it, or leave weights out.",
+            )
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
 
     def open_batcher(rank: int, world_size: int) -> FossilBatcher:
         return FossilBatcher(
@@ -137,10 +154,14 @@ def open_source(
             vault_root=vault if batch_plan else None,
             memory_bytes=memory_bytes,
             cache_share=cache_share,
+            weights=weights,
         )
 
-    kind = MixedBatcherSource if batch_plan and batch_plan.mixture else BatcherSource
-    source = kind(open_batcher, batch_plan, batch_size=batch_size, boundary=boundary)
+    is_mixed = weights is not None or (batch_plan is not None and batch_plan.mixture)
+    kind = MixedBatcherSource if is_mixed else BatcherSource
+    source = kind(
+        open_batcher, batch_plan, batch_size=batch_size, boundary=boundary, weights_sha256=digest
+    )
     for refusal in source.refusals.first if batch_plan is None else ():
         where = f"{refusal.path}, line {refusal.line}: {refusal.reason}"
         if refusal.kind == "other-kind":

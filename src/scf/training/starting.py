@@ -63,10 +63,21 @@ class ParentMismatch(InputError):
         )
 
 
+class OtherWeights(UsageError):
+    """A run goes on with other weights of its fossils than it was begun with."""
+
+    def __init__(self, had: str | None, has: str | None) -> None:
+        super().__init__(
+            f"the run was begun with weights of fossils {had or 'none'} (SHA-256), these are "
+            f"{has or 'none'}",
+            remedy="Give the file that it was begun with (--weights), or choose another --out.",
+        )
+
+
 # Settings that are the machine's and the day's, not the run's: they do not change its path.
 _OF_THE_DAY = (
     "max_seconds", "max_steps", "checkpoint_every_s", "device", "threads", "microbatch", "sharding",
-    "peer_limit_s",
+    "peer_limit_s", "weights",
 )  # fmt: skip
 
 
@@ -125,6 +136,9 @@ def beginning(
     stored, snapshot = load_snapshot(found) if found else (None, None)
     energy, parent_digest = starting_energy(data, config, snapshot)
     if stored is not None:
+        had, has = (data_.get("weights_sha256") for data_ in (stored["data"], about))
+        if had != has:
+            raise OtherWeights(had, has)
         parent_digest = stored["parent"]
     if snapshot is None:
         weights: dict[str, Tensor] = dict(energy.model.named_parameters())

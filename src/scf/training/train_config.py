@@ -123,6 +123,8 @@ class TrainConfig:
         sharding: Of several processes (torchrun): `none`: each holds all weights; `fsdp2`: weights
             at rest, gradients, moments and averages are dealt out.
         peer_limit_s: A process waits so long for the others, and no longer.
+        weights: File that says how often each fossil is used (docs/formats/weights.md); "": all
+            alike. A run that goes on must be given the same; another is refused.
         parent: Checkpoint to go on from: its weights and its frame; "" begins anew.
     """
 
@@ -176,6 +178,7 @@ class TrainConfig:
     threads: int = 0
     sharding: str = "none"
     peer_limit_s: float = 300.0
+    weights: str = ""
     parent: str = ""
 
     def __post_init__(self) -> None:

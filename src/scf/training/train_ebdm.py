@@ -286,6 +286,7 @@ def main(arguments: Sequence[str] | None = None, *, stop_file: Path | None = Non
             seed=config.seed,
             memory_bytes=config.memory_max_bytes,
             cache_share=config.cache_share,
+            weights=Path(config.weights) if config.weights else None,
         )
         with contextlib.closing(source):
             if source.refusals.count:
@@ -324,8 +325,9 @@ def _config_of(options: argparse.Namespace) -> TrainConfig:
     """Preset, then the JSON file, then the command line."""
     names = ("preset", "max_seconds", "max_steps", "seed", "device")
     flags = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.parent:
-        flags["parent"] = str(options.parent)
+    for name in ("parent", "weights"):
+        if value := getattr(options, name):
+            flags[name] = str(value)
     stored = read_json(options.config) if options.config else {}
     if not isinstance(stored, dict):
         raise UsageError(f"{options.config}: settings must be a JSON object")
@@ -359,6 +361,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--parent", type=Path, help="checkpoint whose weights and frame to go on from"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="how often each fossil is used (docs/formats/weights.md)"
     )
     parser.add_argument(
         "--progress", type=Path, help="append progress here, one JSON object a line"
