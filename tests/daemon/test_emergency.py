@@ -56,7 +56,7 @@ def test_a_lock_between_any_two_stages_stops_everything(works: Works, state: Sta
         locked = tick_until(conductor, lambda t: t.state is DaemonState.EMERGENCY_LOCKED)
         assert isinstance(locked.trouble, EmergencyLocked)
         conductor.store.move, conductor.store.add_run = real_move, real_add
-        time.sleep(0.2)
+        wait_for(lambda: not conductor.has_running_jobs(), what="the jobs' end")
         before, transitions = drive_without_jobs(works), len(conductor.store.transitions())
         for _ in range(5):
             assert conductor.tick().state is DaemonState.EMERGENCY_LOCKED

@@ -88,5 +88,5 @@ def test_a_child_that_a_dead_holder_had_begun_is_waited_for(tmp_path: Path) -> N
 
     with instance_lock(path, holder="the second", wait_s=0.0):
         assert "the second" in path.read_text()
-    assert time.monotonic() - began >= 0.3  # it was held until then
+    assert time.monotonic() - began > 0.2  # it was held until then
     becomes_its_own.join()
