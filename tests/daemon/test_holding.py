@@ -95,7 +95,9 @@ def test_an_operator_who_asks_for_a_run_is_told_that_it_cannot_be_judged(works: 
         run = conductor.store.runs()[-1]
         asked = conductor.store.transitions(run.run_id)[0].reason
         looks = conductor._errands.bench.rooms.seen_looks.all()
+        (answer,) = conductor.store.acks(limit=1)
 
+    assert "; but its result could not be judged: all 1 looks" in answer["message"]
     assert asked.startswith("the operator asked, ")
     assert "but its result could not be judged: all 1 looks" in asked
     assert "1 are allowed ([gate] looks)" in run.reason
@@ -111,9 +113,11 @@ def test_fossils_that_cannot_be_split_wait_for_more(works: Works) -> None:
         foreseen = plan_foreseen(works, clock)
         ControlFile(works.home).put("RUN_NOW", {}, now=clock.now())
         assert rest(conductor, clock) == []
+        (answer,) = conductor.store.acks(limit=1)
         drop(works, 1)
         assert rest(conductor, clock) == [State.PROMOTED]
 
+    assert "; but the vault's 64 fossils are one family" in answer["message"]
     assert not foreseen.now
     assert "held back: the vault's 64 fossils are one family within one block" in foreseen.why
     assert any(line.startswith("run-now: not possible: the vault's 64 fossils") for line in talk)

@@ -42,6 +42,7 @@ class Operator:
 
     Attributes:
         stopping: None, `drain` (let jobs end) or `now` (ask jobs to save and end).
+        hurdle: Says what would hold a run back that is asked for now; None where nothing does.
         box: The automatic gear, in force while the operator has asked for AUTO.
     """
 
@@ -63,6 +64,7 @@ class Operator:
         self._talk = talk
         self._told_fault: str | None = None
         self.stopping: str | None = None
+        self.hurdle: Callable[[], str | None] = lambda: None
         self.box = GearBox()
         self._acts: Mapping[str, Callable[[Command], tuple[str, dict[str, Any]]]] = {
             "SHIFT_GEAR": self._shift_gear,
@@ -156,7 +158,9 @@ class Operator:
     def _run_now(self, command: Command) -> tuple[str, dict[str, Any]]:
         active = self._store.runs(ACTIVE)
         after = f", once {active[0].run_id} is through" if active else ""
-        return f"planning on what the vault holds now{after}", {RUN_NOW: command.id}
+        hurdle = self.hurdle()
+        but = f"; but {hurdle}" if hurdle else ""
+        return f"planning on what the vault holds now{after}{but}", {RUN_NOW: command.id}
 
     def _cancel(self, command: Command) -> tuple[str, dict[str, Any]]:
         run = self._store.run(command.arguments["run"])

@@ -167,6 +167,7 @@ class Conductor:
         self._rooms = rooms
         self._strangeness = Strangeness(rooms, self.store, self._config.start, self._log)
         survey = Survey(rooms.drive, self._clock)
+        self.operator.hurdle = self._hurdle
         self._errands = Errands(bench, pulse, survey, self.lock, self._log, self._talk, self._alive)
 
     def close(self) -> None:
@@ -293,6 +294,13 @@ class Conductor:
         moment = moment_of(self.store, signs, self._clock.now(), novelty=found)
         settings = self._config
         return is_it_time(moment, min_fresh=settings.daemon.min_fresh_fossils, start=settings.start)
+
+    def _hurdle(self) -> str | None:
+        """What would hold back a run that the operator asks for, as far as it can be said."""
+        with suppress(ScfError):
+            held = self._errands.look_what_holds() if self._errands is not None else None
+            return held.reason if held is not None else None
+        return None
 
     def _latch(self) -> None:
         """A pulled token sets the lock itself, which jobs see and only `scf unlock` releases."""

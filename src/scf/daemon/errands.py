@@ -171,9 +171,13 @@ class Errands:
             self.survey.ask()
         return bool(removed)
 
+    def look_what_holds(self) -> Held | None:
+        """What holds a run back that would be noted now."""
+        return self._holding.look(self.pulse.prefix)
+
     def plan(self, because: str) -> bool:
         """Note an intent about what the vault holds, unless it is known to come to nothing."""
-        self.held = held = self._holding.look(self.pulse.prefix)
+        self.held = held = self.look_what_holds()
         if held is None:
             return self._note(because)
         if held != self._held_told:
@@ -193,7 +197,7 @@ class Errands:
 
     def plan_on_request(self, because: str) -> bool:
         """The operator asked for a run now: on what is there, however little is fresh."""
-        held = self._holding.look(self.pulse.prefix)
+        held = self.look_what_holds()
         if not self.pulse.prefix.shards:
             self.talk("run-now: not possible: the vault holds no fossils; `scf ingest PATH`")
         elif held is not None and held.is_impossible:
