@@ -175,7 +175,7 @@ def test_a_kill_at_any_moment_leaves_the_entry_there_or_not(
             SCF_FAIL=f"{point}:kill:{passage}", PYTHONPATH=str(Path(__file__).parents[1])
         ),
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert child.returncode == -9
 

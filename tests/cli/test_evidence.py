@@ -180,7 +180,7 @@ def _script(place: SmallFoundry, *arguments: str) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         env=python_env(SCF_HOME=str(place.home), SCF_ROOT=str(place.root)),
     )
 

@@ -28,7 +28,11 @@ def bundle(tmp_path: Path, kind: str = "tiny", **todo: object) -> Bundle:
 
 def work(path: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*WORKER, str(path), *options], env=python_env(), text=True, capture_output=True, timeout=60
+        [*WORKER, str(path), *options],
+        env=python_env(),
+        text=True,
+        capture_output=True,
+        timeout=300,
     )
 
 
@@ -36,7 +40,7 @@ def test_a_bundle_is_done_by_hand(tmp_path: Path) -> None:
     """From another folder, with a relative path; the second time there is nothing to do."""
     made = bundle(tmp_path)
     result = subprocess.run(
-        [*WORKER, "jobs/job-1"], cwd=tmp_path, env=python_env(), capture_output=True, timeout=60
+        [*WORKER, "jobs/job-1"], cwd=tmp_path, env=python_env(), capture_output=True, timeout=300
     )
     assert result.returncode == 0
     record = made.verify_outputs()

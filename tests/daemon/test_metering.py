@@ -56,7 +56,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     library = folder / "libnvml.so"
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", library, folder / "nvml.c"], check=True, timeout=60
+        [compiler, "-shared", "-fPIC", "-o", library, folder / "nvml.c"], check=True, timeout=300
     )
     return library
 

@@ -99,7 +99,7 @@ class TestQuickstart:
         key = turned / "home/keys/foundry.pub"
         command = [sys.executable, "-I", "verify_release.py", ".", "--key", str(key)]
 
-        good = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=60)
+        good = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
         assert good.returncode == 0, good.stdout + good.stderr
 
         weights = copy / "model" / "model.safetensors"
@@ -107,7 +107,7 @@ class TestQuickstart:
         data[len(data) // 2] ^= 1
         weights.chmod(0o644)
         weights.write_bytes(data)
-        bad = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=60)
+        bad = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
         assert bad.returncode == 5
         assert "model/model.safetensors" in bad.stdout + bad.stderr
 

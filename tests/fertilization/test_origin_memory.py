@@ -210,7 +210,7 @@ def test_a_killed_ingest_of_a_folder_skips_the_files_that_are_finished(
         [sys.executable, "-c", INGEST, *map(str, arguments)],
         env=python_env(SCF_FAIL=failure),
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert died.returncode != 0
 

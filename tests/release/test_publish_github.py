@@ -28,7 +28,7 @@ def foundry(tmp_path_factory: pytest.TempPathFactory) -> SmallFoundry:
 def run(script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPTS / script), *arguments],
-        capture_output=True, text=True, check=False, timeout=60, env=python_env(**env),
+        capture_output=True, text=True, check=False, timeout=300, env=python_env(**env),
     )  # fmt: skip
 
 

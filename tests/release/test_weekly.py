@@ -305,7 +305,7 @@ def test_a_kill_at_any_moment_leaves_no_half_release(
         [sys.executable, "-c", CRASH, str(place.base)],
         env=python_env(SCF_FAIL=f"{point}:kill", PYTHONPATH=str(Path(__file__).parents[1])),
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert child.returncode == -9
     visible = [name for name in names(place) if not name.startswith(".")]

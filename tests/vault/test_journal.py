@@ -316,10 +316,10 @@ def test_a_crash_anywhere_loses_and_repeats_nothing(
     arguments = [sys.executable, "-c", WRITE, str(foundry.home), str(foundry.root), str(source)]
 
     died = subprocess.run(
-        arguments, env=python_env(SCF_FAIL=f"{name}:{how}"), capture_output=True, timeout=60
+        arguments, env=python_env(SCF_FAIL=f"{name}:{how}"), capture_output=True, timeout=300
     )
     assert died.returncode != 0
-    subprocess.run(arguments, env=python_env(), check=True, timeout=60)
+    subprocess.run(arguments, env=python_env(), check=True, timeout=300)
 
     with open_vault(foundry) as vault:
         shards = list(vault.folder.path.rglob("*.ndjson"))
