@@ -19,7 +19,10 @@ if [[ "${1:-}" == --base ]]; then
     buildah commit -q "${container}" "$3"
     exit
 fi
-arguments=(--network host --format docker --ignorefile docker/runpod/Dockerfile.dockerignore)
+# Times in the image are the commit's: the same commit, base and packages give the same layers.
+moment="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}"
+arguments=(--network host --format docker --ignorefile docker/runpod/Dockerfile.dockerignore
+           --timestamp "${moment}")
 [[ -n "${BASE:-}" ]] && arguments+=(--build-arg "BASE=${BASE}")
 [[ -n "${TORCH:-}" ]] && arguments+=(--build-arg "TORCH=${TORCH}")
 exec buildah bud "${arguments[@]}" -f docker/runpod/Dockerfile -t "${1:-scf-worker}" .

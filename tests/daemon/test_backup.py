@@ -13,7 +13,7 @@ from scf.daemon.restoring import restore
 from scf.daemon.snapshot import BackupDamaged, snapshots
 from scf.dispatch.places import FolderPlace
 from scf.runs.state import State
-from support.conducting import Works
+from support.conducting import Works, released_foundry
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -21,10 +21,7 @@ PASSPHRASE = "correct horse battery staple"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Works:
     """A foundry with a released generation; read by every test, changed by none."""
-    works = Works(tmp_path_factory.mktemp("foundry"))
-    works.drop("a.ndjson", range(120))
-    works.until_idle()
-    return works
+    return released_foundry(tmp_path_factory.mktemp("foundry"))
 
 
 def saved(works: Works, target: Path, *, with_vault: bool = True) -> str:
@@ -42,6 +39,27 @@ def restored(target: Path, base: Path) -> Works:
     works = Works.__new__(Works)
     works.base, works.settings = base, {}
     return works
+
+
+def test_no_secret_of_this_machine_is_saved(made: Works, tmp_path: Path) -> None:
+    """The provider's key, a token, and the keys for pods: given or made anew on another machine."""
+    secrets = [made.home / name for name in
+               ("runpod.key", "ray.token", "runpod/identity", "runpod/run-1/host_key")]  # fmt: skip
+    for path in secrets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("CANARY")
+    try:
+        saved(made, tmp_path / "backup")
+    finally:
+        for path in secrets:
+            path.unlink()
+
+    files = [path for path in (tmp_path / "backup").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if b"CANARY" in path.read_bytes()] == []
+    names = " ".join(path.read_text() for path in (tmp_path / "backup/snapshots").iterdir())
+    assert '"home/scf.toml"' in names
+    assert [path.name for path in secrets if f"home/{path.relative_to(made.home)}" in names] == []
 
 
 def test_an_empty_machine_becomes_the_foundry_and_goes_on(made: Works, tmp_path: Path) -> None:

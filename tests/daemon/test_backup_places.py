@@ -25,7 +25,7 @@ from scf.dispatch.places import (
     choose_place,
     open_place,
 )
-from support.conducting import Works
+from support.conducting import Works, released_foundry
 from support.ssh_boxes import session_sshd, start_sshd
 
 PASSPHRASE = "correct horse battery staple"
@@ -34,10 +34,7 @@ PASSPHRASE = "correct horse battery staple"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Works:
     """A foundry with a released generation; read by every test, changed by none."""
-    works = Works(tmp_path_factory.mktemp("foundry"))
-    works.drop("a.ndjson", range(120))
-    works.until_idle()
-    return works
+    return released_foundry(tmp_path_factory.mktemp("foundry"))
 
 
 @pytest.fixture

@@ -107,6 +107,14 @@ def test_from_records_to_a_promoted_generation_on_a_rented_pod(
     assert 0 < receipt["cost_usd"] <= promise.max_usd
     wait_for(lambda: PodFiles(works.home / "runpod").all()[0].rented[0].until, what="its end")
 
+    # The key is where it was given, and nowhere else: bundles, receipts, logs, proofs, the release,
+    # its pages and archives, databases.
+    files = {path for path in works.base.rglob("*") if path.is_file()}
+    assert any("release_history" in path.parts for path in files)
+    holders = [path for path in files if KEY.encode() in path.read_bytes()]
+    assert holders == [works.home / "runpod.key"]
+    assert KEY not in "\n".join(talk)
+
 
 def test_a_pod_that_is_lost_in_mid_training_costs_minutes_not_the_run(
     works: Works, provider: FakeRunpod

@@ -8,23 +8,29 @@ import secrets
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from scf.core.errors import VerificationFailed
+from fakes.runpod.server import FakeRunpod
+from fakes.runpod.world import BROKEN, GARBAGE, LOST_REPLY, NO_BALANCE, Answer, Fault
+from scf.core.clock import SystemClock
+from scf.core.errors import ScfError, VerificationFailed
 from scf.dispatch.dispatcher import BundleMismatch
 from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.returned import ReturnLimits
 from scf.dispatch.runpod import RunpodDoor
+from scf.dispatch.runpod_client import ApiKey, RunpodClient
+from scf.dispatch.runpod_model import PodOrder
 from scf.verification.verify_checkpoint import verify_checkpoint
 from support.checkpoints import seal, write_checkpoint
 from support.cloud_settings import write_settings
 from support.hostile_worker import write_hostile
 from support.processes import python_env
-from support.rented_pods import Doors, real_provider, runpod_door
+from support.rented_pods import CHEAP, Doors, real_provider, runpod_door
 from support.ssh_boxes import QUICK
 from support.waiting import wait_for
 
@@ -114,6 +120,25 @@ def test_a_pickle_in_place_of_safetensors_is_never_opened(tmp_path: Path) -> Non
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("fault", [BROKEN, GARBAGE, LOST_REPLY, Answer(401, "no"), NO_BALANCE])
+def test_the_key_is_in_no_backtrace(fault: Fault) -> None:
+    """Of any error of the provider, whole, with the errors that it came of and what they carry."""
+    order = PodOrder(name="scf-1", image="w", gpu=CHEAP.gpu, terminate_after=SystemClock().now())
+    with FakeRunpod(key=KEY) as provider:
+        provider.script("create", fault)
+        client = RunpodClient(ApiKey(KEY), rest=provider.rest, graphql=provider.graphql)
+        with pytest.raises(ScfError) as caught:
+            client.create(order)
+        client.close()
+
+    told = "".join(traceback.format_exception(caught.value)) + repr(client) + repr(vars(client))
+    cause: BaseException | None = caught.value
+    while cause is not None:
+        told += repr(cause) + repr(vars(cause))
+        cause = cause.__cause__ or cause.__context__
+    assert KEY not in told
+
+
 def test_the_key_is_in_no_command_line_environment_file_or_word(tmp_path: Path) -> None:
     """The whole of `scf pods smoke`, as a process: looked at from outside while it runs."""
     home, key_file = tmp_path / "home", tmp_path / "apart.key"
@@ -149,6 +174,17 @@ def test_the_key_is_in_no_command_line_environment_file_or_word(tmp_path: Path) 
             [*scf, "doctor", "--home", home], env=env | {"RUNPOD_API_KEY": KEY[:-1]},
             capture_output=True, text=True, timeout=240,
         )  # fmt: skip
+        said = ""
+        for words in ("doctor --json", "pods --json", "pods", "reaper run --once --json",
+                      "status --json", "config show"):  # fmt: skip
+            told = subprocess.run([*scf, *words.split(), "--home", home], env=env,
+                                  capture_output=True, text=True, timeout=240)  # fmt: skip
+            said += told.stdout + told.stderr
+        provider.script("list", *[BROKEN] * 3, GARBAGE, LOST_REPLY)
+        for _ in range(3):
+            told = subprocess.run([*scf, "pods", "--home", home], env=env, capture_output=True,
+                                  text=True, timeout=240)  # fmt: skip
+            said += told.stdout + told.stderr
         done.set()
         watcher.join()
         orders = json.dumps([pod.env for pod in provider.all_pods])
@@ -156,7 +192,8 @@ def test_the_key_is_in_no_command_line_environment_file_or_word(tmp_path: Path) 
     assert ran.returncode == 0, ran.stderr
     assert refused.returncode == 1
     assert seen == set()
-    assert KEY not in ran.stdout + ran.stderr + refused.stdout + refused.stderr + orders
+    assert KEY not in ran.stdout + ran.stderr + refused.stdout + refused.stderr + orders + said
+    assert '"runpod key"' in said  # it was the doctor who spoke
     assert KEY[:-1] not in refused.stdout + refused.stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != key_file]
     assert len(files) > 10

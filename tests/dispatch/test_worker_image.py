@@ -143,6 +143,35 @@ def provider(pods: ImagePods) -> Iterator[FakeRunpod]:
 
 
 @pytest.mark.e2e
+def test_the_image_holds_no_secret_no_cache_and_no_host_key(pods: ImagePods) -> None:
+    """In its files above the base, its environment, its history and its labels."""
+    about = subprocess.run(["buildah", "inspect", IMAGE], check=True, capture_output=True).stdout
+    for word in (b"rpa_", b"RUNPOD_API_KEY", b"PRIVATE KEY", b"PUBLIC_KEY="):
+        assert word not in about
+    container = _buildah("from", IMAGE)
+    try:
+        root = Path(_buildah("mount", container))
+        kept = [
+            path.relative_to(root).as_posix()
+            for folder in ("etc/ssh", "root", "home", "run", "tmp", "usr/local", "var/cache/apt",
+                           "var/lib/apt/lists", "var/log", "workspace")
+            for path in (root / folder).rglob("*")
+            if path.is_file()
+        ]  # fmt: skip
+        unwanted = re.compile(
+            r"ssh_host_|\.pyc$|\.deb$|pkgcache|\.pip/|\.cache/|authorized_keys|host_key|^var/log/"
+        )
+        assert [name for name in kept if unwanted.search(name)] == []
+        assert "usr/local/lib/scf/pod_lease.py" in kept
+        ours = [n for n in kept if "/scf/" in n or n.startswith(("usr/local/bin/scf", "home"))]
+        for name in ours:
+            assert b"PRIVATE KEY" not in (root / name).read_bytes()
+    finally:
+        _buildah("umount", container)
+        _buildah("rm", container)
+
+
+@pytest.mark.e2e
 def test_a_job_runs_in_the_image_as_nobody_special(
     pods: ImagePods, provider: FakeRunpod, tmp_path: Path
 ) -> None:

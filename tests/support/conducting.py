@@ -31,6 +31,14 @@ from support.waiting import wait_for
 DAEMON = Path(__file__).with_name("tiny_daemon.py")
 
 
+def released_foundry(base: Path) -> "Works":
+    """A foundry with a released generation."""
+    works = Works(base)
+    works.drop("a.ndjson", range(120))
+    works.until_idle()
+    return works
+
+
 def open_tiny_door(jobs: Folder, home: Path) -> Dispatcher:
     return LocalDoor(jobs, home, worker=WORKER)
 

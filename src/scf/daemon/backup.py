@@ -46,10 +46,11 @@ from scf.storage.partitions import MARKER_NAME
 # by the time that it is copied.
 _PARTITIONS = ("zk_proofs", "model_zoo", "release_history")
 _VAULT = "fossil_vault"
-# Of the home: made again, or about processes of this machine, or encrypted apart.
+# Of the home: made again, or about processes of this machine, or encrypted apart, or a secret that
+# is made or given anew on another machine (the provider's key, tokens, keys for pods).
 _NOT_OF_HOME = re.compile(
     r"(keys|logs|local_jobs|quickstart|plans)/.*|.*\.lock|.*/lock|vault_index\.db.*|.*-(wal|shm)"
-    r"|\..*"
+    r"|.*\.(key|token)|(.*/)?(identity|host_key)(\.pub)?|\..*"
 )
 # Content waits for a transfer until there is so much of it, or so many files.
 BATCH_BYTES = 10**9
