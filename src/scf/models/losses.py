@@ -106,15 +106,15 @@ def denoising_and_dual(
     Where the score s0 of the clean density is known at the clean records (`true_score_BD`), both
     targets are mixed with it (target score matching, arXiv 2402.08667). -n/sigma and s0 have the
     same mean given z, the smoothed score; the first fluctuates like 1/sigma, the second does not.
-    Along eigenvector i of the data's covariance, a_i = lambda_i / (lambda_i + sigma^2),
+    Along eigenvector i of the data's covariance, a_i = 1 / (1 + sigma^2 F_i), F_i = E[s0_i^2],
 
         score target   a_i s0_i + (1 - a_i)(-n_i/sigma)
         slope target   sum over i of a_i sigma n_i s0_i + (1 - a_i)(1 - n_i^2)
 
     For Gaussian data F_i = 1/lambda_i, and the first does not fluctuate at all. What F_i has beyond
     that is noise of s0_i that z knows nothing of, and this a_i is the one of least variance. The
-    second holds because integration by
-    parts over the posterior gives E[1 - n_i^2 | z] = sigma E[n_i s0_i | z].
+    second holds because integration by parts over the posterior gives
+    E[1 - n_i^2 | z] = sigma E[n_i s0_i | z].
 
     `expected` (`expected_noise`) stands in for n and |n|^2 in the targets; not beside a true score.
 
