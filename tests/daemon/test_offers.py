@@ -143,3 +143,15 @@ def test_what_earlier_tries_took_is_gone_from_the_budget(works: Works) -> None:
     assert left(0.0, 0.0) == (4.0, 100.0)  # the caps leave less than the run's own budget
     assert left(3.0, 70.0) == (2.0, 30.0)
     assert left(6.0, 130.0) == (0.0, 0.0)
+
+
+def test_several_machines_are_one_offer_and_each_is_sent_the_data(works: Works) -> None:
+    """`scf daemon plan` says so: the price is the most that all of them together may cost."""
+    more = "[runpod]\nnodes = 3\nmax_usd_per_h = 6.0\n[run]\nupload_bytes_per_s = 1e6\n"
+    path = works.home / "scf.toml"
+    path.write_text(path.read_text() + "\n" + more)
+    decision = chosen(works, run_of(config={"max_seconds": 480.0}), "runpod", size_bytes=10**8)
+
+    assert decision.door == "runpod"
+    # 3 x 100 MB at 1 MB/s, and 600 s with what is beside training, at 6 USD/h.
+    assert "1.50 USD, done within 15 min 00 s on 3 machines together with 300 MB" in decision.reason

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fakes.runpod.server import FakeRunpod
-from fakes.runpod.world import BROKEN, PodScript
+from fakes.runpod.world import BROKEN, Answer, PodScript
 from scf.cli.main import run as scf_command
 from scf.config import load_config
 from scf.control.emergency_lock import EmergencyLock
@@ -238,6 +238,18 @@ def test_the_reapers_hand_on_a_cluster(home: Path, provider: FakeRunpod) -> None
         "scf-00000000-anothers",
     ]
     assert len(provider.alive()) == 4
+
+
+def test_a_key_that_may_not_ask_for_clusters_ends_pods_all_the_same(
+    home: Path, provider: FakeRunpod
+) -> None:
+    """Somebody else in the account has one; this home never rented any."""
+    rent(home, provider, nodes=2, name="scf-00000000-anothers", state=None)
+    rent(home, provider, name=f"{name_prefix(home)}late", lease_s=-1)
+    provider.script("list clusters", *[Answer(403, "not for this key")] * 3)
+
+    assert len(reap(home)) == 1
+    assert len(provider.alive()) == 2
 
 
 def test_a_member_that_outlives_its_cluster_is_ended(home: Path, provider: FakeRunpod) -> None:

@@ -4,13 +4,14 @@ It knows two lists: what is in the book, with leases, and what the provider show
 with names of other overseers, and of other people, are left alone.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from scf.core.clock import parse_utc
-from scf.core.errors import DoorError
+from scf.core.errors import DoorError, OperatorError
 from scf.dispatch.lots import Lot, end_lot, lots_of
 from scf.dispatch.pod_record import PodRecord, PodState
 from scf.dispatch.remote import sender_of
@@ -36,10 +37,20 @@ def name_prefix(home: Path) -> str:
 
 
 def shown(client: RunpodClient, *, has_clusters: bool) -> list[Lot]:
-    """What the provider shows: one call, and one more where there are clusters, or may be."""
+    """What the provider shows: one call, and one more where there are clusters, or may be.
+
+    Raises:
+        DoorError, KeyRefused: It does not say.
+    """
     pods = client.list_pods()
-    has_clusters = has_clusters or any(pod.member is not None for pod in pods)
-    return lots_of(pods, client.list_clusters() if has_clusters else [])
+    if has_clusters:
+        return lots_of(pods, client.list_clusters())
+    if any(pod.member is not None for pod in pods):
+        # Somebody's in this account, perhaps ours of a book that was lost. A key that may not ask
+        # keeps no pod from being ended.
+        with contextlib.suppress(DoorError, OperatorError):
+            return lots_of(pods, client.list_clusters())
+    return lots_of(pods, [])
 
 
 def strays(
