@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.runpod.clusters import ClusterScript
 from fakes.runpod.server import FakeRunpod
 from fakes.runpod.world import BROKEN, Answer, PodScript
 from scf.cli.main import run as scf_command
@@ -18,7 +19,7 @@ from scf.config import load_config
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import SystemClock, parse_utc, utc_text
 from scf.daemon.allowance import Allowance
-from scf.daemon.reaper import Reaper
+from scf.daemon.reaper import EVERY_S, HURRY_S, Reaper
 from scf.dispatch import pod_lease
 from scf.dispatch.job import ExitReason, JobSpec
 from scf.dispatch.pod_record import PodFiles, PodRecord, PodState, Rented
@@ -263,6 +264,26 @@ def test_a_member_that_outlives_its_cluster_is_ended(home: Path, provider: FakeR
     reap(home)
     reap(home)
     assert provider.alive() == []
+
+
+def test_a_cluster_that_does_not_hear_is_gone_two_minutes_after_its_lease(
+    home: Path, provider: FakeRunpod
+) -> None:
+    """Three times, then its members three times, while the provider fails now and then."""
+    provider.cluster_scripts.append(ClusterScript(deaf=3))
+    provider.pod_scripts.extend([PodScript(deaf=3)] * 2)
+    rent(home, provider, nodes=2, lease_s=-1)
+    reaper = Reaper(load_config(home, environment={}), SystemClock())
+    waited_s, pause_s, looks = 0.0, 1.0, 0
+    while provider.alive() and looks < 50:
+        looks += 1
+        waited_s += pause_s
+        # What `run_reaper` waits after a look that failed, and after any other.
+        pause_s = HURRY_S if looks in {2, 4, 6, 7} else reaper.look().pause_s(EVERY_S)
+    reaper.close()
+
+    assert looks >= 9
+    assert waited_s <= 120
 
 
 def test_a_forgotten_member_is_known_by_the_variable_of_its_order(
