@@ -255,6 +255,9 @@ def _give_back(
 ) -> None:
     """End the pod and see that it is gone, however the job ended; also after Ctrl-C."""
     report.is_gone = False
+    talk(
+        f"... giving the pod back, and waiting until it is seen to be gone ({GONE_S:.0f} s at most)"
+    )
     with contextlib.suppress(DoorError):
         door.cancel(job_id, at_once=True)
     deadline = clock.monotonic() + GONE_S
