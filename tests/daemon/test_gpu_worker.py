@@ -190,3 +190,20 @@ def test_progress_reads_the_last_whole_note(tmp_path: Path) -> None:
     (made.path / "progress.ndjson").write_text("\n".join(lines) + '\n{"step": 100')
 
     assert made.last_progress() == {"step": 9999}
+
+
+def test_it_ends_with_the_gate_of_its_job(tmp_path: Path) -> None:
+    """The process that Ray started for the job is gone: the program may save, and all of it ends."""
+    gate = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    made = bundle(tmp_path, sleep_s=240.0, listens=True)
+    env = python_env(SCF_WHILE_PID=str(gate.pid))
+    with subprocess.Popen([*WORKER, str(made.path)], env=env) as worker:
+        started = made.path / "outputs" / "started"
+        wait_for(lambda: started.exists() and started.read_text(), what="the program to start")
+        gate.kill()
+        gate.wait()
+        worker.wait(120)
+    record = made.exit()
+    assert record is not None
+    assert record.reason is ExitReason.PREEMPTED
+    assert (made.path / "outputs" / "saved").exists()

@@ -1,24 +1,31 @@
 """The ray door over two nodes in two networks: training, a lost node, a lost head, a wrong token."""
 
+import contextlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from scf.core.canonical import canonical_json
+from scf.core.errors import DoorUnavailable
 from scf.core.identity import sha256_hex
 from scf.dispatch.bundle import Bundle
+from scf.dispatch.dispatcher import BundleMismatch
 from scf.dispatch.follower import FollowSettings
 from scf.dispatch.job import ExitReason, JobInput, JobPhase, JobSpec
 from scf.dispatch.ray_door import RayDoor, _gate_in
 from scf.dispatch.ray_nodes import RayGroup
 from scf.dispatch.transfer import BoxFault
 from scf.storage.partitions import Folder
-from support.ray_lan import RayLan, start_lan
+from support.hostile_worker import write_hostile
+from support.ray_lan import QUICK, RayLan, start_lan
 from support.training_jobs import losses, planned
-from support.waiting import wait_for
+from support.waiting import is_gone, wait_for
 
 LIMIT_S = 300.0
 STEPS = 40
@@ -49,16 +56,31 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
     return planned(tmp_path_factory.mktemp("plan"))
 
 
+OpenDoor = Callable[..., RayDoor]
+
+
 @pytest.fixture
-def door(lan: RayLan, tmp_path: Path) -> Iterator[RayDoor]:
-    """Trains on both nodes with the real worker."""
+def open_door(lan: RayLan, tmp_path: Path) -> Iterator[OpenDoor]:
+    """Opens a door; `settings` of its follower, and changes to those of the cluster."""
     (tmp_path / "home").mkdir()
+    opened: list[RayDoor] = []
+
+    def open_one(settings: FollowSettings = QUICK, **changes: object) -> RayDoor:
+        cluster = replace(lan.settings(tmp_path / "box"), **changes)
+        jobs = Folder.at(tmp_path / "jobs")
+        opened.append(RayDoor(cluster, jobs, tmp_path / "home", settings=settings))
+        return opened[-1]
+
+    yield open_one
+    for door in opened:
+        door.close()
+
+
+@pytest.fixture
+def door(open_door: OpenDoor) -> RayDoor:
+    """Trains on both nodes with the real worker."""
     settings = FollowSettings(look_s=0.3, retry_s=0.2, retry_max_s=1.0, patience_s=3.0)
-    cluster = lan.settings(lan.folder / "box", group=RayGroup(nodes=2))
-    jobs = Folder.at(tmp_path / "jobs")
-    door = RayDoor(cluster, jobs, tmp_path / "home", settings=settings)
-    yield door
-    door.close()
+    return open_door(settings, group=RayGroup(nodes=2))
 
 
 def submit(door: RayDoor, job_id: str, plan: tuple[bytes, Path], **config: object) -> None:
@@ -98,6 +120,8 @@ def test_two_nodes_learn_what_one_learns(
     from scf.training import train_ebdm
 
     submit(door, "job-1", plan)
+    trains(door, "job-1")
+    assert lan.token not in " ".join(_command_lines(lan))
     ended_as = ended(door, "job-1")
     bundle = door.collect("job-1")
     assert ended_as.reason is ExitReason.COMPLETED, _log(bundle, ended_as)
@@ -114,9 +138,113 @@ def test_two_nodes_learn_what_one_learns(
     assert [step for step, _ in alone] == [step for step, _ in together]
     assert len(alone) >= 3
     np.testing.assert_allclose([row[1] for row in together], [row[1] for row in alone], rtol=2e-3)
+    assert not [path for path in _files(tmp_path) if lan.token.encode() in path.read_bytes()]
     assert re.search(
         rf"\(ip={lan.cable.there}, pid=\d+\) world_rank=1", (bundle / "worker.log").read_text()
     )
+
+
+@pytest.mark.e2e
+@pytest.mark.torch
+def test_told_to_end_it_saves_and_a_lost_node_is_a_lost_attempt(
+    lan: RayLan, door: RayDoor, plan: tuple[bytes, Path]
+) -> None:
+    """Cancelled: one checkpoint, status `stopped`. A node dies: `lost`, with what had come back."""
+    submit(door, "job-2", plan, max_steps=10**6)
+    trains(door, "job-2")
+    door.cancel("job-2")
+    assert ended(door, "job-2").reason is ExitReason.CANCELLED
+    state = json.loads((door.collect("job-2") / "outputs/checkpoint/state.json").read_text())
+    assert (state["status"], state["stop_reason"]) == ("stopped", "sigterm")
+
+    submit(door, "job-3", plan, max_steps=10**6)
+    bundle = trains(door, "job-3", saves=True)
+    lan.kill(there=True)
+    record = ended(door, "job-3")
+    assert record.reason is ExitReason.LOST, _log(bundle, record)
+    assert record.detail
+    assert any((bundle / "outputs/checkpoint/resume").glob("*/digests.json"))
+    lan.start_helper()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("(outputs / 'count').write_text('twice\\n')", "expected sha256"),
+        ("(outputs / 'l').symlink_to('/etc/passwd')", "neither a file"),
+    ],
+    ids=["digest", "link"],
+)
+def test_what_a_hostile_node_gives_back_is_refused(
+    open_door: OpenDoor, tmp_path: Path, harm: str, message: str
+) -> None:
+    """By the lines of the other doors; what a gate itself may lie about, test_ray_gate.py has."""
+    write_hostile(tmp_path / "hostile.py", harm)
+    door = open_door(replace(QUICK, worker=("{python}", str(tmp_path / "hostile.py"))))
+    door.submit(JobSpec("job-1", "tiny", LIMIT_S), {})
+    record = ended(door, "job-1")
+    with pytest.raises(BundleMismatch) as refusal:
+        door.collect("job-1")
+    assert message in f"{record.detail} {refusal.value}"
+
+
+@pytest.mark.e2e
+def test_a_wrong_token_starts_nothing(open_door: OpenDoor, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.touch(mode=0o600)
+    wrong.write_text("0" * 32)
+    door = open_door(token_file=wrong)
+    with pytest.raises(DoorUnavailable, match="does not take our token"):
+        door.submit(JobSpec("job-1", "tiny", 30.0), {})
+    assert door.poll("job-1").phase is JobPhase.ABSENT
+
+
+@pytest.mark.e2e
+def test_a_head_that_is_gone_is_said_and_ends_what_it_held_together(
+    lan: RayLan, open_door: OpenDoor, tmp_path: Path
+) -> None:
+    """`poll` says so; the job's processes end; a head that came back knows nothing of it: lost."""
+    door = open_door(replace(QUICK, patience_s=1.0))
+    door.submit(JobSpec("job-1", "tiny", LIMIT_S, config={"sleep_s": 300, "listens": True}), {})
+    started = tmp_path / "jobs/job-1/outputs/started"
+    wait_for(lambda: started.exists() and started.read_text(), what="the program", limit_s=LIMIT_S)
+    lan.kill_head()
+
+    told = wait_for(lambda: _refusal(door, "job-1"), what="poll to say so", limit_s=LIMIT_S)
+    assert "no Ray cluster answers" in told
+    wait_for(
+        lambda: is_gone(int(started.read_text())), what="the job's program to end",
+        limit_s=LIMIT_S,
+    )  # fmt: skip
+    assert (tmp_path / "box/jobs/job-1/outputs/saved").exists()
+    lan.kill()
+    lan.start_head()
+    wait_for(lambda: lan.num_nodes() == 1, what="a new head", limit_s=LIMIT_S)
+    record = ended(door, "job-1")
+    assert record.reason is ExitReason.LOST
+    assert "started anew" in record.detail
+
+
+def _refusal(door: RayDoor, job_id: str) -> str:
+    """Why nothing can be learnt of the job; empty while something can."""
+    try:
+        door.poll(job_id)
+    except DoorUnavailable as error:
+        return str(error)
+    return ""
+
+
+def _command_lines(lan: RayLan) -> Iterator[str]:
+    for process in lan.processes():
+        with contextlib.suppress(psutil.Error):
+            yield " ".join(process.cmdline())
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    assert found
+    return found
 
 
 def _log(bundle: Path, about: object) -> str:

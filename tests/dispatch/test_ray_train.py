@@ -145,10 +145,18 @@ def test_too_few_nodes_are_said(nodes: list[dict], told: str) -> None:
 
 
 def test_an_error_of_ray_has_a_name() -> None:
-    died = type("ActorDiedError", (Exception,), {})
-    group = type("WorkerGroupError", (Exception,), {"worker_failures": {1: died()}})
-    assert _name_of(group()) == _name_of(died()) == "PeerLost"
+    """Lost is what Ray says of a process; what the process said itself is not."""
+
+    def failed(*names: str) -> Exception:
+        failures = {n: type(name, (Exception,), {})() for n, name in enumerate(names)}
+        return type("WorkerGroupError", (Exception,), {"worker_failures": failures})()
+
+    assert _name_of(failed("UserExceptionWithTraceback", "ActorUnavailableError")) == "PeerLost"
+    assert _name_of(failed("WorkerHealthCheckFailedError")) == "PeerLost"
+    assert _name_of(type("ActorDiedError", (Exception,), {})()) == "PeerLost"
+    assert _name_of(failed("UserExceptionWithTraceback")) == "RayFailed"
     assert _name_of(ValueError()) == "RayFailed"
+    assert _name_of(NodesMissing("two")) == "NodesMissing"
 
 
 def test_a_helper_keeps_what_it_got_and_not_the_bundle(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ carries a mark in its environment, by which what is left is found and ended.
 """
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import os
@@ -70,6 +71,10 @@ class RayLan:
         return self.folder / "token"
 
     @property
+    def token(self) -> str:
+        return self.token_file.read_text()
+
+    @property
     def mark(self) -> str:
         return f"{MARK}={self.folder.name}"
 
@@ -93,9 +98,14 @@ class RayLan:
         )  # fmt: skip
 
     def start_helper(self) -> None:
+        """Another network, and another disk for what Ray itself keeps, as another machine has it."""
         assert self.cable is not None
+        own, shared = self.folder / "r-helper", self.folder / "r"
+        for folder in (own, shared):
+            folder.mkdir(exist_ok=True)
+        mounted = f'mount --bind {own} {shared} && exec "$@"'
         self._ray(
-            ["ip", "netns", "exec", self.cable.name],
+            ["ip", "netns", "exec", self.cable.name, "sh", "-c", mounted, "sh"],
             f"--address={self.host}:{self.port}", f"--node-ip-address={self.cable.there}",
         )  # fmt: skip
 
@@ -120,7 +130,7 @@ class RayLan:
 
     def num_nodes(self) -> int:
         """Nodes that the dashboard calls alive; 0 while it does not answer."""
-        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"}
+        headers = {"Authorization": f"Bearer {self.token}"}
         try:
             answer = httpx.get(
                 f"{self.address}/nodes?view=summary", headers=headers, timeout=30, trust_env=False
@@ -165,9 +175,9 @@ class RayLan:
     def kill_head(self) -> None:
         """End what makes the head a head, and not what runs for jobs."""
         for process in self.processes(there=False):
-            command = " ".join(process.cmdline())
-            if process.name() in {"gcs_server", "raylet"} or " --head " in command:
-                process.kill()
+            with contextlib.suppress(psutil.Error):
+                if process.name() in {"gcs_server", "raylet"} or "--head" in process.cmdline():
+                    process.kill()
 
     def remove(self) -> None:
         """End it; nothing of it is left."""

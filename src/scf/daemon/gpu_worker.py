@@ -41,7 +41,7 @@ from scf.dispatch.bundle import EXIT_NAME, HEARTBEAT_NAME, LOG_NAME, Bundle, lis
 from scf.dispatch.job import ExitReason, JobExit, JobSpec
 from scf.dispatch.local import placement_of
 from scf.dispatch.nodes import Node
-from scf.dispatch.process import HeldFile, kill_group
+from scf.dispatch.process import HeldFile, ProcessMark, kill_group
 from scf.dispatch.ray_nodes import WHILE_PID, RayGroup
 from scf.storage.partitions import Folder
 
@@ -137,7 +137,8 @@ class Worker:
         self._machines = 1
         self._is_told_to_stop = False
         # The gate of a Ray job: when Ray ends it, what belongs to it ends, too.
-        self._only_while = os.environ.get(WHILE_PID)
+        gate = os.environ.get(WHILE_PID, "")
+        self._only_while = ProcessMark.of(int(gate)) if gate.isdecimal() else None
 
     def run(self, held: int) -> JobExit:
         """Do the job and write its exit record.
@@ -216,7 +217,7 @@ class Worker:
         self, child: "subprocess.Popen[bytes]", stop: _Stop, spec: JobSpec
     ) -> None:
         now = self._clock.monotonic()
-        if self._only_while is not None and str(os.getppid()) != self._only_while:
+        if self._only_while is not None and not self._only_while.is_alive:
             self._is_told_to_stop = True
         fault = self._lock.fault() if self._lock is not None else None
         if fault is not None:

@@ -258,9 +258,11 @@ def _leave_with(channel: socket.socket) -> None:
 def _name_of(error: Exception) -> str:
     if isinstance(error, ScfError):
         return type(error).__name__
+    # What a process of the training itself raised comes in this wrapping; all else is Ray's way of
+    # saying that it, or its node, is not there any more.
     failures = getattr(error, "worker_failures", {}).values()
-    is_lost = any(type(failure).__name__.endswith("DiedError") for failure in failures)
-    return "PeerLost" if is_lost or "DiedError" in type(error).__name__ else "RayFailed"
+    is_lost = any(type(failure).__name__ != "UserExceptionWithTraceback" for failure in failures)
+    return "PeerLost" if is_lost or type(error).__name__.startswith("Actor") else "RayFailed"
 
 
 def _words_of(error: Exception) -> str:
