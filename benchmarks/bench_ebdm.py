@@ -47,7 +47,7 @@ Numbers = dict[str, Any]
 def run() -> Numbers:
     torch.set_num_threads(1)
     figures: Numbers = {}
-    for part in (step_ratios, ring, phi4, gaussian_field):
+    for part in (step_ratios, ring, phi4, gaussian_field, darcy):
         figures |= part()
     return figures
 
@@ -94,6 +94,17 @@ def gaussian_field() -> Numbers:
     names = ("cpu_seconds", "score_error@0.1", "score_error@1", "spectrum_error_median",
              "log_z_error_per_site@0.1")  # fmt: skip
     return {f"gaussian-field {name}": round(found[name], 5) for name in names}
+
+
+def darcy() -> Numbers:
+    """Samples before (`drawn_`) and after they are brought to the law: both ends of the trade."""
+    case = case_named("darcy")
+    model, system, took = train_case(case, seconds=45.0, seed=0)
+    found = measure_case(model, case, system, seed=0).figures
+    names = [name for name in found if name != "sampler_distance"]
+    return {"darcy cpu_seconds": took["cpu_seconds"]} | {
+        f"darcy {name}": round(found[name], 5) for name in names
+    }
 
 
 def ring_figures(energy: Callable, score: Callable, sigma: float, seed: int) -> Numbers:

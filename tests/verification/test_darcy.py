@@ -1,12 +1,18 @@
 """Darcy flow: two solvers that share nothing agree, and the figures see what they should."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from scf.models.physics import forget
+from scf.verification import science_figures
 from scf.verification.distances import beside_floor, sliced_wasserstein
 from scf.verification.reference_darcy import DarcyFlow
+from scf.verification.science_cases import case_named
 from scf.verification.science_darcy import LOG_K, PRESSURE, darcy_figures, darcy_law
+from scf.verification.verify_science import train_case
 
 SYSTEM = DarcyFlow(8)
 
@@ -56,6 +62,25 @@ def test_pressure_of_another_record_is_found_by_solving_anew() -> None:
     figures = darcy_figures(SYSTEM, records(200, seed=2), mixed, np.random.default_rng(0))
     assert figures["resolve_error"] > 0.3
     assert figures["residual_mae"] > 1
+
+
+def test_samples_are_measured_before_and_after_they_keep_the_law(monkeypatch) -> None:
+    """A model of some steps: its samples break the law, and keep it to what was asked for."""
+    monkeypatch.setattr(science_figures, "_DARCY_SAMPLES", 24)
+    monkeypatch.setattr(science_figures, "_SAMPLES", 64)
+    case = dataclasses.replace(
+        case_named("darcy"), make=lambda _: SYSTEM, num=400, laws=(darcy_law(8),),
+        settings={"max_steps": 10, "calibration_particles": 0, "preset": "tiny"},
+    )  # fmt: skip
+    try:
+        model, system, _ = train_case(case, seconds=60.0, seed=0)
+        figures = science_figures.measure_case(model, case, system, seed=0).figures
+    finally:
+        forget(darcy_law(8).name)
+    assert figures["drawn_residual_mae"] > 0.1
+    assert figures["residual_mae"] < 0.01
+    assert 0 < figures["moved_pressure"] < 0.5
+    assert 0 < figures["moved_log_k"] < 0.5
 
 
 def test_sliced_wasserstein_of_a_shift_and_its_floor() -> None:

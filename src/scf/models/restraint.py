@@ -5,7 +5,7 @@ under the Gaussian base, N(z0, S) with S = Q diag(lambda s^2 / (lambda + s^2)) Q
 known to tau at each site, is one more expert, exp(-|r|^2 / (2 tau^2)). Their product is drawn from
 by randomising, then optimising (Bardsley et al. 2014, SIAM J. Sci. Comput. 36, A1895):
 
-    x = z0 + S^(1/2) y,    y = argmin |y|^2 / 2 + |r(z0 + S^(1/2) y) / tau - e|^2 / 2     (18)
+    x = z0 + S^(1/2) y,    y = argmin |y|^2 / 2 + |r(z0 + S^(1/2) y) / tau - e|^2 / 2     (20)
 
 with e standard normal, so that what comes out has residuals of tau and not of zero. In `moves` z0
 is randomised too; where r is linear, draws are then exact. The minimum is found by Gauss-Newton

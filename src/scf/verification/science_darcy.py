@@ -7,6 +7,11 @@
   channel in units of its standard deviation.
 * amplitude_error: the larger of |std(samples) / std(truth) - 1| over both channels. A residual is
   made small by samples of small amplitude; this says so.
+* residual_over_spread: residual_mae over the standard deviation of the pressure.
+* moved_*: how far samples were moved to keep the law, root mean square, in standard deviations.
+
+Samples are brought to the law at the end (`models/restraint.py`); `drawn_*` are those of before:
+the Pareto point on either side.
 """
 
 import numpy as np
@@ -48,6 +53,7 @@ def darcy_figures(
     return {
         "residual_mae": residual(sampled),
         "residual_mae_truth": residual(fresh),
+        "residual_over_spread": residual(sampled) / float(fresh[:, 0].std()),
         "resolve_error": resolve_error(sampled),
         "resolve_floor": resolve_error(fresh),
         "sliced_wasserstein": found,
@@ -57,3 +63,10 @@ def darcy_figures(
         "amplitude_log_k": float(ratio[1]),
         "amplitude_error": float(np.abs(ratio - 1).max()),
     }
+
+
+def moved_figures(fresh: Array, drawn: Array, kept: Array) -> dict[str, float]:
+    """How far records were moved, in standard deviations of true ones."""
+    spread = fresh.std(axis=(0, 2, 3))
+    moved = np.sqrt(((kept - drawn) ** 2).mean(axis=(0, 2, 3))) / spread
+    return {"moved_pressure": float(moved[0]), "moved_log_k": float(moved[1])}
