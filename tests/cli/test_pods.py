@@ -1,7 +1,10 @@
 """`scf pods`, `scf pods smoke`, `scf doctor`, and where the API key comes from."""
 
 import json
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +24,7 @@ from scf.dispatch.runpod_key import ApiKeyMissing, find_key
 from scf.dispatch.runpod_model import PodOrder
 from scf.dispatch.sweeping import name_prefix
 from support.cloud_settings import write_settings
+from support.processes import python_env
 from support.rented_pods import real_provider
 
 KEY = "rpa_CANARY0123456789abcdef"
@@ -172,6 +176,31 @@ def test_smoke_exits_with_8_and_leaves_no_pod(
     told = capsys.readouterr()
     assert "pod is gone                  yes" in told.out
     assert says in told.err
+
+
+@pytest.mark.e2e
+def test_ctrl_c_in_the_middle_of_a_smoke_test_leaves_no_pod(foundry: Foundry) -> None:
+    """Exit code 130, once the pod is seen to be gone."""
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from scf.cli.main import main; main()"
+    )
+    command = ["pods", "smoke", "--max-usd", "1", "--timeout", "600", "--job-seconds", "240"]
+    environment = python_env(RUNPOD_API_KEY=KEY)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command, "--home", str(foundry.home)],
+        env=environment, stdout=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        lines = iter(child.stdout.readline, "")
+        assert any(line.startswith("stage running") for line in lines)
+        assert foundry.provider.alive()
+        child.send_signal(signal.SIGINT)
+        said = child.stdout.read()
+
+    assert child.returncode == 130
+    assert "pod is gone                  yes" in said
+    assert foundry.provider.alive() == []
 
 
 def test_smoke_asks_the_price_first(foundry: Foundry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ and is seen to be gone before this returns; where that cannot be seen, it says s
 """
 
 import contextlib
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -39,6 +40,8 @@ RETURN_S = 180.0
 # How long the end of the pod is waited for.
 GONE_S = 300.0
 OFFERS_MAX = 4
+
+_POD_NAME = re.compile(r" scf-[0-9a-f-]+")
 
 
 class SmokeFailed(DoorError):
@@ -127,7 +130,13 @@ def smoke(
         ended = _run(door, spec, clock, timeout_s, report, talk)
         _learn(door, job_id, ended, report, talk)
     finally:
-        _give_back(door, job_id, config, clock, report, talk)
+        try:
+            _give_back(door, job_id, config, clock, report, talk)
+        except KeyboardInterrupt:
+            with contextlib.suppress(DoorError):
+                door.cancel(job_id, at_once=True)
+            talk("... not waited for: `scf pods` shows whether it is gone; its lease ends it, too")
+            raise
         door.close()
         shutil.rmtree(folder / job_id, ignore_errors=True)
     if not report.is_gone:
@@ -214,6 +223,8 @@ def _run(
                 return status.exit
         if said and not trouble:
             troubled_at = clock.monotonic()
+        # The same words each time: without the moment and the name, which is new for each order.
+        said = _POD_NAME.sub("", said.rpartition("Z: ")[2])
         if said and said != trouble:
             talk(f"... {said}")
             trouble = said  # until the next stage: between two candidates there is none
