@@ -298,4 +298,4 @@ def observable_errors(system: XYLattice, fresh: Array, sampled: Array) -> Mappin
             values.std() / np.sqrt(len(values)), other[name].std() / np.sqrt(len(other[name]))
         )
         found[f"observable_{name}_in_errors"] = float((other[name].mean() - values.mean()) / error)
-    return found
+    return found | {"observables_apart_max": max(abs(value) for value in found.values())}
