@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scf.models.activation import bounded
+from scf.models.activation import bounded, widely_bounded
 from scf.models.frame import Frame
 from scf.models.gaussian_base import GaussianBase
 from scf.models.physics import PhysicsConstraint
@@ -169,23 +169,38 @@ class PhysicsEncoder(nn.Module):
         near_BU: Tensor | None = None,
         *,
         has_place: bool,
+        has_pull: bool = False,
     ) -> Tensor:
         """Site features (B, S, J) for a network that looks at neighbours.
 
         Each field twice: as it is, and as the Gaussian base would denoise it, which brings in all
         the sites that go along with this one. With `has_place` it is also told where a site lies.
+
+        With `has_pull` the second becomes the base's own score where noise is small. Denoised and
+        noisy field are nearly the same there. The score is what the base adds of its own, which a
+        local energy must take away where the base's kernel is not local.
         """
-        channels = self._channels(z_BD, sigma_B, c_BK, base)
+        fields = self._channels(z_BD, sigma_B, c_BK, base)
         w_BD, total_BD = base.rotate(z_BD, c_BK), base.total_variance(sigma_B)
         kept_BD = base.variance_D / total_BD
-        spread_B = (kept_BD * base.variance_D).mean(dim=1).sqrt()
-        denoised_BD = base.turn_back(w_BD * kept_BD) / spread_B[:, None]
-        channels.append(denoised_BD.view(len(z_BD), -1, self.num_sites))
+        gain_BD = kept_BD * (kept_BD * base.variance_D).mean(dim=1, keepdim=True).rsqrt()
+        if has_pull:
+            pull_BD = 1 / total_BD
+            pull_BD = pull_BD * pull_BD.mean(dim=1, keepdim=True).rsqrt()
+            share_B1 = 1 / (1 + sigma_B[:, None].square())
+            gain_BD = share_B1 * pull_BD + (1 - share_B1) * gain_BD
+        fields.append(base.turn_back(w_BD * gain_BD).view(len(z_BD), -1, self.num_sites))
+        channels = [] if has_pull else fields
         channels += [r(z_BD, sigma_B, c_BK, self)[:, None] for r in self.residuals]
         channels += self._near_at_sites(near_BU)
         channels += self._given_at_sites(c_BK)
         channels += [self.edge_ES.expand(len(z_BD), -1, -1)] if self.num_edges else []
-        sites_BSJ = bounded(torch.cat(channels, dim=1)).mT
+        sites_BSJ = bounded(torch.cat(channels, dim=1)).mT if channels else None
+        if has_pull:
+            fields_BSJ = widely_bounded(torch.cat(fields, dim=1)).mT
+            rest = [sites_BSJ] if sites_BSJ is not None else []
+            sites_BSJ = torch.cat([fields_BSJ, *rest], dim=2)
+        assert sites_BSJ is not None
         if has_place:
             where_BSX = self.coordinates_SX.expand(len(z_BD), -1, -1)
             sites_BSJ = torch.cat([sites_BSJ, where_BSX], dim=2)

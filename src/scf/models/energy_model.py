@@ -36,6 +36,7 @@ from scf.models.networks import ResidualMLP, gain_for
 from scf.models.noise import NoiseEmbedding, NoiseRange
 from scf.models.passes import Embedded, adjoint
 from scf.models.physics import PhysicsConstraint, constraints_for
+from scf.models.powers import SitePowers
 from scf.models.record import OPEN, Floats, RecordLayout
 
 # Shapes: B minibatch, D modelled numbers, K given numbers, S sites, J site features, L noise
@@ -72,6 +73,8 @@ class NetworkConfig:
         evidence: Names of constraints whose residual is a term of the energy
             (`models/evidence.py`), with commas; "" for none.
         clusters: Gaussians of the mixture that an mlp departs from (`models/clusters.py`); 0: one.
+        powers: The lattice also sums powers of the fields (`models/powers.py`), and is told the
+            Gaussian's own score.
     """
 
     width: int = 128
@@ -86,6 +89,7 @@ class NetworkConfig:
     evidence: str = ""
     averaged: str = ""
     clusters: int = 0
+    powers: bool = False
 
 
 class BodyDoesNotFit(UsageError):
@@ -107,6 +111,19 @@ def _below(base: Derivatives, correction: Derivatives) -> Derivatives:
     return Derivatives(
         *(of_base - of_net for of_base, of_net in zip(base, correction, strict=True))
     )
+
+
+def _derived(
+    network: nn.Module, x: Tensor, noise_BE: Tensor, create_graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `passes.adjoint`, by autograd: for what is too small to be written out."""
+    with torch.enable_grad():
+        x, noise_BE = x.detach().requires_grad_(), noise_BE.detach().requires_grad_()
+        value_B: Tensor = network(x, noise_BE)
+        gradient, by_noise_BE = torch.autograd.grad(
+            value_B.sum(), (x, noise_BE), create_graph=create_graph
+        )
+    return value_B if create_graph else value_B.detach(), gradient, by_noise_BE
 
 
 class EnergyModel(nn.Module):
@@ -171,8 +188,11 @@ class EnergyModel(nn.Module):
         self.embedding = NoiseEmbedding()
         self.body: ResidualMLP | LatticeNet
         self.site_body: ResidualMLP | None = None
+        self.powers: SitePowers | None = None
         if config.body == LATTICE:
             self.body = self._lattice(layout, config)
+            if config.powers:
+                self.powers = self._powers(layout, config)
             return
         self.body = ResidualMLP(
             self.encoder.num_inputs,
@@ -211,6 +231,16 @@ class EnergyModel(nn.Module):
             levels=config.levels,
             is_even=config.sign_symmetric,
             modes=config.modes,
+        )
+
+    def _powers(self, layout: RecordLayout, config: NetworkConfig) -> SitePowers:
+        assert layout.site_shape is not None
+        return SitePowers(
+            layout.site_shape,
+            self.encoder.num_lattice_features(has_place=not config.translation_symmetric),
+            self.embedding.size + self.encoder.num_off_grid,
+            boundaries=layout.boundaries,
+            is_even=config.sign_symmetric,
         )
 
     def load_frame(
@@ -264,9 +294,10 @@ class EnergyModel(nn.Module):
         return correction_B if known_B is None else correction_B + known_B
 
     @property
-    def _networks(self) -> list[ResidualMLP | LatticeNet]:
+    def _networks(self) -> list[ResidualMLP | LatticeNet | SitePowers]:
         """In the order in which `_inputs` says what they read."""
-        return [self.body] if self.site_body is None else [self.body, self.site_body]
+        others = (self.site_body, self.powers)
+        return [self.body, *(network for network in others if network is not None)]
 
     def _inputs(self, c_BK: Tensor, z_BD: Tensor, log_sigma_B: Tensor) -> Made:
         """Nats that are known (B,), and what each network reads: (B, I) or (B, S, J)."""
@@ -274,10 +305,11 @@ class EnergyModel(nn.Module):
         known_B, near_BU = self._known(z_BD, log_sigma_B, c_BK)
         if isinstance(self.body, LatticeNet):
             has_place = not self.config.translation_symmetric
+            has_pull = self.powers is not None
             sites_BSJ = self.encoder.lattice_sites(
-                z_BD, sigma_B, c_BK, self.base, near_BU, has_place=has_place
+                z_BD, sigma_B, c_BK, self.base, near_BU, has_place=has_place, has_pull=has_pull
             )
-            return known_B, [sites_BSJ]
+            return known_B, [sites_BSJ] * len(self._networks)
         inputs_BI, found_BSJ = self.encoder(z_BD, sigma_B, c_BK, self.base, near_BU)
         return known_B, [inputs_BI] if found_BSJ is None else [inputs_BI, found_BSJ]
 
@@ -379,8 +411,11 @@ class EnergyModel(nn.Module):
             gradients = []
             for network, x in zip(self._networks, inputs.read, strict=True):
                 num_sites = x.shape[1] if x.dim() == 3 else 1
-                passes = network.passes(Embedded(noise_BE), num_sites)
-                found_B, gradient, by_noise_BE = adjoint(passes, x)
+                if isinstance(network, SitePowers):
+                    found_B, gradient, by_noise_BE = _derived(network, x, noise_BE, create_graph)
+                else:
+                    passes = network.passes(Embedded(noise_BE), num_sites)
+                    found_B, gradient, by_noise_BE = adjoint(passes, x)
                 value_B = value_B + found_B
                 by_noise_BE = by_noise_BE[:, : self.embedding.size]
                 slope_B = slope_B + (by_noise_BE * embedding_slope_BE).sum(dim=1)

@@ -274,6 +274,7 @@ def network_for(
         body=LATTICE,
         levels=levels,
         modes=config.field_modes or (like.modes if like is not None else 0),
+        powers=like.powers if like is not None else config.field_powers > 0,
         translation_symmetric=is_same or bool(built_in),
         sign_symmetric="sign" in config.symmetries,
         has_bounds=_has_bounds(config, data.layout, like),

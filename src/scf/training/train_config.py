@@ -52,6 +52,9 @@ class TrainConfig:
         field_levels: Grids it works on, each half as fine as the one before (a U-Net). 0 takes one,
             and more only where the Gaussian is diagonal: then one below 16 sites a side and one
             more for each doubling.
+        field_powers: 1: a lattice also sums powers of its fields, and is told the Gaussian's own
+            score (`models/powers.py`). For fields of strong long waves: phi^4 32x32 near its
+            transition. 0 leaves it out.
         field_modes: Long waves along each axis that its blocks filter as wholes, each by a learned
             matrix (`models/spectral.py`); 0 leaves that out. Not over open edges.
         symmetry: `none`, or of `translation`, `sign` and `rotation` with commas. The first two are
@@ -137,6 +140,7 @@ class TrainConfig:
     field_depth: int = 1
     field_levels: int = 0
     field_modes: int = 0
+    field_powers: int = 0
     symmetry: str = "auto"
     bounds: str = "auto"
     residual_weight: float = 0.0
@@ -197,6 +201,7 @@ class TrainConfig:
             "clusters",
             "field_levels",
             "field_modes",
+            "field_powers",
             "weight_decay",
             "dual_weight",
             "ema_gamma",
