@@ -283,7 +283,9 @@ def step_ratios() -> Numbers:
 
         def energy_step(dual: float, model=model, args=(clean, noise, sigma, c)) -> None:
             found = denoising_and_dual(model, *args)
-            (found.denoising_B.mean() + dual * found.dual_B.mean()).backward()
+            # By the weights alone, as training does (`training/gradients.py`).
+            loss = found.denoising_B.mean() + dual * found.dual_B.mean()
+            loss.backward(inputs=list(model.parameters()))
 
         def score_step(model=model, wide=wide, args=(clean, noise, sigma, c)) -> None:
             clean, noise, sigma, c = args
@@ -300,7 +302,7 @@ def step_ratios() -> Numbers:
             (found - noise).square().mean().backward()
 
         times = {"score": [], "energy": [], "energy with dual": []}
-        for _ in range(15):  # taken in turn, so that a busy machine meets all alike
+        for _ in range(45):  # taken in turn, so that a busy machine meets all alike
             for key, step in (
                 ("score", score_step),
                 ("energy", lambda: energy_step(0.0)),
