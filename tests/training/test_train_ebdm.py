@@ -402,3 +402,22 @@ def test_resumed_with_other_fossils_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParentMismatch, match="the checkpoint to resume: its fields"):
         train(other, Folder.at(tmp_path), config(max_steps=4), resume=True)
     assert checkpoint_digest(tmp_path) == digest
+
+
+def test_a_network_that_no_memory_holds_is_an_error_with_a_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """400 terabytes of weights: exit code 1, a sentence and a remedy, no traceback."""
+    write_points(tmp_path / "points.ndjson", gaussian_points(40))
+    (tmp_path / "c.json").write_text(json.dumps({**SMALL, "width": 10**7}))
+
+    code = main(
+        ["--fossils", str(tmp_path / "points.ndjson"), "--out", str(tmp_path / "out"),
+         "--config", str(tmp_path / "c.json")]
+    )  # fmt: skip
+
+    said = capfd.readouterr().err
+    assert code == 1
+    assert "out of memory outside of a training step" in said
+    assert "smaller width" in said
+    assert newest(tmp_path / "out") is None

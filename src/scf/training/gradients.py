@@ -7,7 +7,7 @@ part; then sums and gradients are added over the processes, and divided.
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -36,6 +36,32 @@ class OutOfMemory(TrainingError):
             remedy="Set a smaller microbatch, or a smaller width or field_width; or use a larger "
             "device.",
         )
+
+
+class DoesNotFit(TrainingError):
+    """Memory ended outside of a step: the network, its moments or the fossils are too large."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"out of memory outside of a training step: {why}",
+            remedy="Set a smaller width or field_width, or a smaller memory_max_bytes for the "
+            "fossils; or use a larger machine.",
+        )
+
+
+@contextlib.contextmanager
+def naming_want_of_memory() -> Iterator[None]:
+    """Name what torch only says.
+
+    Raises:
+        DoesNotFit: In place of its error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_want_of_memory(error):
+            raise
+        raise DoesNotFit(str(error).strip().splitlines()[0][:200]) from error
 
 
 class Means(NamedTuple):

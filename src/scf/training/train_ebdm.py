@@ -36,7 +36,7 @@ from scf.training.checkpoint import Progress, Snapshot, write_final
 from scf.training.contrastive import try_contrast
 from scf.training.data import FossilSource, TrainingData, load_data, model_rows, seed_of
 from scf.training.distributed import ALONE, Peers, end_process
-from scf.training.gradients import Gradients
+from scf.training.gradients import Gradients, naming_want_of_memory
 from scf.training.noising import noisy
 from scf.training.notes import Interrupted, Notes, StopSignal
 from scf.training.saving import save
@@ -288,7 +288,7 @@ def main(arguments: Sequence[str] | None = None, *, stop_file: Path | None = Non
             cache_share=config.cache_share,
             weights=Path(config.weights) if config.weights else None,
         )
-        with contextlib.closing(source):
+        with contextlib.closing(source), naming_want_of_memory():
             if source.refusals.count:
                 told = ", ".join(f"{num} {kind}" for kind, num in source.refusals.kinds.items())
                 first = source.refusals.first[0]
