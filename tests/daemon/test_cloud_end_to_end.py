@@ -120,7 +120,7 @@ def test_a_pod_that_is_lost_in_mid_training_costs_minutes_not_the_run(
     works: Works, provider: FakeRunpod
 ) -> None:
     """The next pod goes on from the last checkpoint that came back."""
-    configure(works, provider, max_steps=1_000_000, max_seconds=6.0)
+    configure(works, provider, max_steps=1_000_000, max_seconds=15.0)
     with works.process("--until-idle") as daemon:
         run = works.wait_for_state(State.SUBMITTED)
         first = works.root / "system_cache" / "jobs" / f"{run.run_id}-train-ebdm-1"

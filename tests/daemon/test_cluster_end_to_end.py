@@ -6,6 +6,7 @@ on the CPU.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,14 +27,16 @@ from support.cloud_settings import write_settings
 from support.conducting import Works
 from support.gaussian_records import gaussian_points, write_points
 from support.processes import python_env
-from support.rented_pods import real_provider
+from support.rented_pods import MARK, real_provider
+from support.ssh_boxes import marked
 from support.training_jobs import losses
 from support.waiting import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 
 KEY = "rpa_CANARY0123456789abcdef"
-STEPS = 600
+STEPS = 300
+CHECKPOINTS = "outputs/checkpoint/**/state.json"
 MORE = f"""
 [daemon]
 settle_s = 0.0
@@ -78,8 +81,10 @@ def test_two_rented_machines_learn_what_one_learns_though_one_is_lost_on_the_way
     with works.process("--until-idle") as daemon:
         run = works.wait_for_state(State.SUBMITTED, limit_s=240)
         first = works.root / "system_cache" / "jobs" / f"{run.run_id}-train-ebdm-1"
+        # Held in mid-training, however fast the machine is.
+        wait_for(lambda: hold(provider), what="a checkpoint on a member", limit_s=240)
         wait_for(
-            lambda: list((first / "outputs").glob("checkpoint/**/state.json")),
+            lambda: list(first.glob(CHECKPOINTS)),
             what="a checkpoint to come back",
             limit_s=240,
         )
@@ -116,6 +121,23 @@ def test_two_rented_machines_learn_what_one_learns_though_one_is_lost_on_the_way
     assert (len(one) >= 3, one[-1][0]) == (True, STEPS)
     for (_, alone_loss), (_, together_loss) in zip(one, two, strict=True):
         assert together_loss == pytest.approx(alone_loss, rel=2e-3)
+
+
+def hold(provider: FakeRunpod) -> bool:
+    """Stop the second member's training, and so both, as soon as the first has a checkpoint."""
+    folders = [
+        provider.servers[pod.pod_id].folder
+        for cluster in provider.all_clusters[:1]
+        for _, pod in sorted(cluster.members.items())
+        if pod.pod_id in provider.servers
+    ]
+    if len(folders) < 2 or not any(folders[0].glob(f"workspace/jobs/*/{CHECKPOINTS}")):
+        return False
+    for pid in marked(f"{MARK}={folders[1].name}"):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"train_ebdm" in command and b"torch.distributed.run" not in command:
+            os.kill(pid, signal.SIGSTOP)
+    return True
 
 
 def alone(works: Works, bundle: Path) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,13 +193,16 @@ class Doors:
 
 def kill_marked(mark: str) -> None:
     """End every process whose environment holds `mark` (`NAME=value`)."""
+    for pid in marked(mark):
+        _kill(pid)
+
+
+def marked(mark: str) -> Iterator[int]:
+    """Every process whose environment holds `mark`."""
     for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            is_ours = mark.encode() in path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if is_ours:
-            _kill(int(path.parent.name))
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                yield int(path.parent.name)
 
 
 def _descendants(pid: int) -> list[int]:
