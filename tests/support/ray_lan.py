@@ -39,7 +39,7 @@ from support.waiting import wait_for
 MARK = "SCF_TEST_RAY_LAN"
 WORKER = ("{python}", str(HERE / "tiny_worker.py"))
 QUICK = FollowSettings(worker=WORKER, look_s=0.1, retry_s=0.1, retry_max_s=0.5, patience_s=5.0)
-START_S = 180.0
+START_S = 420.0
 
 
 @dataclass
