@@ -17,6 +17,7 @@ from scf.dispatch.process import HeldFile
 from scf.dispatch.ray_gate import Gate, key_of, own_address, sweep, token_of
 from scf.dispatch.ray_link import RayBox, RayLink
 from scf.dispatch.transfer import BoxFault, BoxRefusedUs, BoxUnreachable
+from support.waiting import wait_for
 
 KEY = key_of("CANARY", "scf-1-job-1")
 BOX = RayBox("gate", "python3")
@@ -95,7 +96,13 @@ def test_a_transfer_goes_on_where_it_broke_off(
     with pytest.raises(BoxUnreachable, match="cable"):
         link.push(folder, size_bytes=len(data))
     monkeypatch.setattr(ray_link, "_pieces", count)
-    there = link.call("arrived", {"contents": [name]})["sizes"][name]
+
+    def arrived() -> int:
+        return int(link.call("arrived", {"contents": [name]})["sizes"][name])
+
+    # The gate may still be reading what was sent before the cut.
+    wait_for(lambda: arrived() == 2 * 2**20, what="the two pieces to arrive")
+    there = arrived()
     assert 0 < there < len(data)
     link.push(folder, size_bytes=len(data))
     assert sent[0] == len(data) - there
