@@ -21,7 +21,7 @@ from fakes.runpod.world import (
 from scf.control.emergency_lock import EmergencyLock
 from scf.core.clock import SystemClock, parse_utc
 from scf.core.errors import BudgetExceeded, DoorUnavailable
-from scf.dispatch.job import ExitReason, JobExit, JobPhase, JobSpec
+from scf.dispatch.job import ExitReason, JobPhase
 from scf.dispatch.pod_board import PodBoard
 from scf.dispatch.pod_record import PodFiles, PodRecord, PodState
 from scf.dispatch.purse import OpenPurse
@@ -29,6 +29,7 @@ from scf.dispatch.runpod import RunpodDoor
 from scf.dispatch.runpod_client import ApiKey, RunpodClient
 from scf.dispatch.runpod_model import PodOrder
 from support.clocks import HurriedClock, ManualClock
+from support.remote_jobs import ended, tiny
 from support.rented_pods import CHEAP, DEAR, Doors, runpod_door
 from support.waiting import wait_for
 
@@ -40,20 +41,6 @@ def doors(tmp_path: Path) -> Iterator[Doors]:
     doors = runpod_door(tmp_path)
     yield doors
     doors.close()
-
-
-def tiny(job_id: str = "job-1", **todo: object) -> JobSpec:
-    return JobSpec(job_id=job_id, kind="tiny", deadline_s=600.0, config=todo)
-
-
-def ended(door: RunpodDoor, job_id: str = "job-1") -> JobExit:
-    def look() -> JobExit | None:
-        try:
-            return door.poll(job_id).exit
-        except DoorUnavailable:
-            return None
-
-    return wait_for(look, what=f"{job_id} to end")
 
 
 def released(door: RunpodDoor, job_id: str = "job-1") -> None:

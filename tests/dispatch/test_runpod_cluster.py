@@ -17,12 +17,13 @@ from fakes.runpod.world import (
 )
 from scf.core.errors import BudgetExceeded, DoorUnavailable
 from scf.core.identity import sha256_hex
-from scf.dispatch.job import ExitReason, JobExit, JobInput, JobPhase, JobSpec
+from scf.dispatch.job import ExitReason, JobInput, JobPhase
 from scf.dispatch.pod_record import PodFiles
 from scf.dispatch.purse import OpenPurse
 from scf.dispatch.runpod import RunpodDoor
 from scf.dispatch.transfer import BoxUnreachable, SshLink
 from support.clocks import HurriedClock
+from support.remote_jobs import ended, tiny
 from support.rented_pods import CHEAP, DEAR, Doors, cluster_door
 from support.waiting import wait_for
 
@@ -34,20 +35,6 @@ def doors(tmp_path: Path) -> Iterator[Doors]:
     doors = cluster_door(tmp_path)
     yield doors
     doors.close()
-
-
-def tiny(job_id: str = "job-1", **todo: object) -> JobSpec:
-    return JobSpec(job_id=job_id, kind="tiny", deadline_s=600.0, config=todo)
-
-
-def ended(door: RunpodDoor, job_id: str = "job-1") -> JobExit:
-    def look() -> JobExit | None:
-        try:
-            return door.poll(job_id).exit
-        except DoorUnavailable:
-            return None
-
-    return wait_for(look, what=f"{job_id} to end")
 
 
 def released(door: RunpodDoor, doors: Doors, job_id: str = "job-1") -> None:

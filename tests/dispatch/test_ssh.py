@@ -21,12 +21,13 @@ from scf.dispatch import sending
 from scf.dispatch.bundle import Bundle, make_bundle
 from scf.dispatch.dispatcher import BundleMismatch
 from scf.dispatch.follower import FollowSettings
-from scf.dispatch.job import ExitReason, JobExit, JobInput, JobPhase, JobSpec
+from scf.dispatch.job import ExitReason, JobInput, JobPhase, JobSpec
 from scf.dispatch.returned import ReturnLimits
 from scf.dispatch.ssh import SshDoor
 from scf.dispatch.transfer import BoxNotTrusted, BoxRefusedUs, BoxUnreachable, SshBox, SshLink
 from scf.storage.partitions import Drive, Folder
 from support.hostile_worker import write_hostile
+from support.remote_jobs import ended, tiny
 from support.ssh_boxes import IMPATIENT, QUICK, Sshd, session_sshd, start_sshd
 from support.waiting import is_gone, wait_for
 
@@ -58,20 +59,6 @@ def open_door(
     box: SshBox, places: tuple[Folder, Path], settings: FollowSettings = QUICK
 ) -> SshDoor:
     return SshDoor(box, *places, settings=settings)
-
-
-def tiny(job_id: str = "job-1", **todo: object) -> JobSpec:
-    return JobSpec(job_id=job_id, kind="tiny", deadline_s=600.0, config=todo)
-
-
-def ended(door: SshDoor, job_id: str = "job-1", *, limit_s: float = 120.0) -> JobExit:
-    def look() -> JobExit | None:
-        try:
-            return door.poll(job_id).exit
-        except DoorUnavailable:
-            return None
-
-    return wait_for(look, what=f"{job_id} to end", limit_s=limit_s)
 
 
 def started(places: tuple[Folder, Path], job_id: str = "job-1") -> int:

@@ -1,15 +1,13 @@
 """Which Ray cluster takes jobs, what they may take of it, and the secret that it shares with us."""
 
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scf.core.errors import OperatorError
 from scf.dispatch.ray_nodes import RayGroup
+from scf.dispatch.secret_file import read_secret
 
 GUIDE = "See docs/operations/ray-door.md."
-_TOKEN_MAX_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +52,12 @@ class RayToken:
             f"Copy the cluster's token there: `(umask 077; cat > {path})`, and paste what "
             f"`ray get-auth-token` says on its head. {GUIDE}"
         )
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise OperatorError(
-                f"{path}: the Ray cluster's token cannot be read: {error.strerror}", remedy=remedy
-            ) from error
-        with os.fdopen(descriptor, "rb") as file:
-            info = os.fstat(descriptor)
-            if not stat.S_ISREG(info.st_mode) or info.st_mode & 0o077 or info.st_uid != os.getuid():
-                raise OperatorError(
-                    f"{path}: mode {stat.S_IMODE(info.st_mode):04o} of user {info.st_uid}: others "
-                    "may read the Ray cluster's token",
-                    remedy=f"chmod 600 {path}; and give the cluster a new token.",
-                )
-            text = file.read(_TOKEN_MAX_BYTES).decode(errors="replace").strip()
+        text = read_secret(
+            path,
+            "the Ray cluster's token",
+            remedy=remedy,
+            remedy_exposed=f"chmod 600 {path}; and give the cluster a new token.",
+        )
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise OperatorError(f"{path}: holds no token", remedy=remedy)
         return cls(text)

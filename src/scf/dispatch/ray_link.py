@@ -17,14 +17,14 @@ from urllib.parse import quote
 
 import httpx
 
-from scf.core.canonical import canonical_json, parse_json
-from scf.core.errors import InputError
+from scf.core.canonical import canonical_json
 from scf.dispatch.transfer import (
     PARTIAL,
     SLOWEST_BYTES_PER_S,
     BoxFault,
     BoxRefusedUs,
     BoxUnreachable,
+    read_answer,
 )
 
 _ANSWER_MAX_BYTES = 64 * 2**20
@@ -78,15 +78,7 @@ class RayLink:
                 body += piece
                 if len(body) > _ANSWER_MAX_BYTES:
                     raise BoxFault(f"{self.box.name}: {verb}: an endless answer")
-        try:
-            told = parse_json(bytes(body))
-        except InputError as error:
-            raise BoxFault(f"{self.box.name}: {verb}: an answer that cannot be read") from error
-        if not isinstance(told, dict):
-            raise BoxFault(f"{self.box.name}: {verb}: an answer that is no object")
-        if "error" in told:
-            raise BoxFault(f"{self.box.name}: {verb}: {str(told['error'])[:500]}")
-        return told
+        return read_answer(bytes(body), self.box.name, verb)
 
     def push(self, staged: Path, *, size_bytes: int) -> None:
         """Send the files of `staged`, each named by its SHA-256, from where they broke off.

@@ -196,7 +196,7 @@ class RentedPods:
         candidate = self._rental.candidates[index]
         price = self._prices(spec.nodes).get(candidate)
         lease_s = self._lease_s(spec)
-        max_usd = 0.0 if price is None else round(price * (lease_s + OVERRUN_S) / 3600, 4)
+        max_usd = _max_usd(price or 0.0, lease_s)
         now = self._clock.now()
         record = PodRecord(
             job_id=spec.job_id,
@@ -372,7 +372,8 @@ class RentedPods:
         """Promise anew what costs more than it was offered for; why that cannot be."""
         if not record.usd_per_h or lot.cost_usd_per_h <= 1.001 * record.usd_per_h:
             return None
-        max_usd = self._max_usd(lot.cost_usd_per_h, record)
+        lease = parse_utc(record.lease_until) - parse_utc(record.intended_at)
+        max_usd = _max_usd(lot.cost_usd_per_h, lease.total_seconds())
         dearer = record.with_pod(lot.lot_id, usd_per_h=lot.cost_usd_per_h)
         dearer = dataclasses.replace(dearer, max_usd=max_usd, usd_per_h=lot.cost_usd_per_h)
         before_usd = dearer.cost_usd(self._clock.now()) - sum(
@@ -451,17 +452,16 @@ class RentedPods:
             raise DoorUnavailable("the catalogue has none of the candidates")
         return prices
 
-    def _max_usd(self, usd_per_h: float, record: PodRecord) -> float:
-        """What it can cost at that price until its lease ends, ended a little late."""
-        since = parse_utc(record.intended_at)
-        lease_s = (parse_utc(record.lease_until) - since).total_seconds()
-        return round(usd_per_h * (lease_s + OVERRUN_S) / 3600, 4)
-
     def _lease_s(self, spec: JobSpec) -> float:
         return self._rental.ready_s + spec.deadline_s + self._rental.return_s
 
     def _age_s(self, record: PodRecord) -> float:
         return (self._clock.now() - parse_utc(record.intended_at)).total_seconds()
+
+
+def _max_usd(usd_per_h: float, lease_s: float) -> float:
+    """What it can cost at that price until its lease ends, ended a little late."""
+    return round(usd_per_h * (lease_s + OVERRUN_S) / 3600, 4)
 
 
 def _kind(record: PodRecord) -> str:

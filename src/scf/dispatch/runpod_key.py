@@ -5,18 +5,16 @@ In this order: the environment (`RUNPOD_API_KEY`), the system's keyring (service
 readable is a key that was read.
 """
 
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from scf.core.errors import OperatorError
+from scf.dispatch.secret_file import read_secret
 
 VARIABLE = "RUNPOD_API_KEY"
 SERVICE, USER = "scf", "runpod"
 FILE_NAME = "runpod.key"
-_KEY_MAX_BYTES = 4096
 
 
 class ApiKeyMissing(OperatorError):
@@ -66,19 +64,12 @@ def find_key(home: Path, key_file: str, environment: Mapping[str, str]) -> Found
 
 
 def _read(path: Path) -> str:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise ApiKeyMissing(f"{path}: the API key cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or info.st_mode & 0o077 or info.st_uid != os.getuid():
-            raise ApiKeyMissing(
-                f"{path}: mode {stat.S_IMODE(info.st_mode):04o} of user {info.st_uid}: others may "
-                "read the API key",
-                remedy=f"Make a new key (this one may be known), then `chmod 600 {path}`.",
-            )
-        text = file.read(_KEY_MAX_BYTES).decode(errors="replace").strip()
+    text = read_secret(
+        path,
+        "the API key",
+        error=ApiKeyMissing,
+        remedy_exposed=f"Make a new key (this one may be known), then `chmod 600 {path}`.",
+    )
     if not text:
         raise ApiKeyMissing(f"{path}: holds no API key")
     return text

@@ -88,31 +88,24 @@ def rest_body(order: PodOrder) -> dict[str, Any]:
     gpu: dict[str, Any] = {"id": order.gpu, "count": order.num_gpus}
     if order.min_cuda is not None:
         gpu["minCudaVersion"] = order.min_cuda
-    body: dict[str, Any] = {
-        "name": order.name,
-        "image": order.image,
-        "cloud": order.cloud,
-        "gpu": gpu,
-        "disk": order.disk_gb,
-        "ports": list(order.ports),
-        "startSsh": True,
-        "env": dict(order.env),
-    }
-    if order.data_center is not None:
-        body["dataCenterIds"] = [order.data_center]
-    return body
+    return _container(order) | {"cloud": order.cloud, "gpu": gpu}
 
 
 def cluster_body(order: PodOrder) -> dict[str, Any]:
     """`CreateClusterRequest`: every member gets the same container, variables and host key."""
+    compute = {
+        "gpuTypeId": order.gpu,
+        "gpuCountPerPod": order.num_gpus,
+        "podCount": order.num_pods,
+    }
+    # No Slurm and no Ray: we start torchrun ourselves.
+    return _container(order) | {"type": "TRAINING", "compute": compute}
+
+
+def _container(order: PodOrder) -> dict[str, Any]:
+    """What REST is told of a container, alone or in each member of a cluster."""
     body: dict[str, Any] = {
         "name": order.name,
-        "type": "TRAINING",  # no Slurm and no Ray: we start torchrun ourselves
-        "compute": {
-            "gpuTypeId": order.gpu,
-            "gpuCountPerPod": order.num_gpus,
-            "podCount": order.num_pods,
-        },
         "image": order.image,
         "disk": order.disk_gb,
         "ports": list(order.ports),

@@ -312,18 +312,27 @@ def _ssh_config(box: SshBox, alias: str, known_hosts: Path, socket: Path) -> str
     return f"{head}Host {box.name}\n{rows}"
 
 
+def read_answer(data: bytes, name: str, verb: str) -> dict[str, Any]:
+    """What the agent on the box `name` answered to `verb`.
+
+    Raises:
+        BoxFault: It says why not, or it is no answer.
+    """
+    try:
+        answer = parse_json(data)
+    except InputError as error:
+        raise BoxFault(f"{name}: {verb}: an answer that cannot be read") from error
+    if not isinstance(answer, dict):
+        raise BoxFault(f"{name}: {verb}: an answer that is no object")
+    if "error" in answer:
+        raise BoxFault(f"{name}: {verb}: {str(answer['error'])[:500]}")
+    return answer
+
+
 def _answer_of(box: SshBox, verb: str, finished: Finished) -> dict[str, Any]:
     for line in reversed(finished.stdout.splitlines()):
         if line.startswith(MARK.encode()):
-            try:
-                answer = parse_json(line[len(MARK) :])
-            except InputError as error:
-                raise BoxFault(f"{box.name}: {verb}: an answer that cannot be read") from error
-            if not isinstance(answer, dict):
-                raise BoxFault(f"{box.name}: {verb}: an answer that is no object")
-            if "error" in answer:
-                raise BoxFault(f"{box.name}: {verb}: {str(answer['error'])[:500]}")
-            return answer
+            return read_answer(line[len(MARK) :], box.name, verb)
     if finished.fault is not None:
         raise BoxUnreachable(f"{box.name}: {verb} {finished.fault}")
     if finished.returncode == 255:
